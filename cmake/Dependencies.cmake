@@ -1,0 +1,40 @@
+# Every third party, found once: the pip wheel of torch, and libraries of the distribution.
+set(PRULONG_TORCH_VERSION 2.11)
+set(PRULONG_CUDA_ARCHS 90a CACHE STRING "CUDA architectures of our kernels")
+
+find_program(PRULONG_PYTHON NAMES python python3 HINTS ${PROJECT_SOURCE_DIR}/.venv/bin NO_DEFAULT_PATH)
+if(NOT PRULONG_PYTHON)
+  find_program(PRULONG_PYTHON NAMES python3 REQUIRED)
+endif()
+if(NOT Torch_DIR)
+  execute_process(COMMAND ${PRULONG_PYTHON} -c "import torch; print(torch.utils.cmake_prefix_path)"
+                  OUTPUT_VARIABLE torch_prefix OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE status ERROR_QUIET)
+  if(NOT status EQUAL 0)
+    message(FATAL_ERROR "${PRULONG_PYTHON} has no torch: run scripts/setup.sh, or pass -DTorch_DIR=<torch>/share/cmake/Torch")
+  endif()
+  list(APPEND CMAKE_PREFIX_PATH ${torch_prefix})
+endif()
+set(TORCH_CUDA_ARCH_LIST 9.0a)  # before find_package, or torch adds every architecture it knows
+find_package(Torch ${PRULONG_TORCH_VERSION} REQUIRED)
+if(NOT Torch_VERSION VERSION_GREATER_EQUAL ${PRULONG_TORCH_VERSION} OR Torch_VERSION VERSION_GREATER_EQUAL 2.12)
+  message(FATAL_ERROR "torch ${Torch_VERSION} found, ${PRULONG_TORCH_VERSION} needed: run scripts/setup.sh")
+endif()
+set(CMAKE_CUDA_ARCHITECTURES ${PRULONG_CUDA_ARCHS})
+# Torch's package edits the global CUDA flags; our kernels are compiled with ours alone.
+string(REGEX REPLACE "-gencode [^ ]+|-gencode;[^ ;]+|-D__CUDA_NO_[A-Z0-9_]+__" "" CMAKE_CUDA_FLAGS "${CMAKE_CUDA_FLAGS}")
+
+add_library(prulong_torch INTERFACE)
+# SYSTEM: torch's headers are not ours to warn about.
+target_include_directories(prulong_torch SYSTEM INTERFACE ${TORCH_INCLUDE_DIRS})
+target_link_libraries(prulong_torch INTERFACE ${TORCH_LIBRARIES})
+
+find_package(nlohmann_json REQUIRED)
+find_package(spdlog REQUIRED)
+find_package(cxxopts REQUIRED)
+find_package(yaml-cpp REQUIRED)
+if(NOT TARGET yaml-cpp::yaml-cpp)  # Debian 12 names the target without a namespace
+  add_library(yaml-cpp::yaml-cpp ALIAS yaml-cpp)
+endif()
+if(PRULONG_BUILD_TESTS)
+  find_package(Catch2 REQUIRED)
+endif()

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+
+#include "csrc/export.h"
+
+namespace prulong {
+
+/// Training attention over packed documents: out = z * O_global + (1 - z) * O_local per KV head, where O_global is causal
+/// attention inside the document and O_local the same softmax over the keys j of query i with
+/// j - document_start < sink or i - j < window. Where z is exactly 0 or 1 the other branch is not computed; its gate
+/// gradient is 0, which is exact for clamped (hard-concrete) gates. Differentiable in q, k, v and gate.
+/// @param q           [T, Hq, D] float64 (CPU only), float32, bfloat16 or float16; last dimension contiguous.
+/// @param k, v        [T, Hkv, D], same dtype and device; Hq is a multiple of Hkv, query heads of a group are adjacent.
+/// @param gate        [Hkv] float32 (float64 when q is), in [0, 1], same device.
+/// @param cu_seqlens  [docs + 1] int32, from 0 to T, not decreasing, same device: document d holds tokens
+///                    [cu_seqlens[d], cu_seqlens[d + 1]). Empty documents are allowed.
+/// @param max_seqlen  length of the longest document (a bound is enough).
+/// @param sink        number of first tokens of a document that every query sees, >= 0.
+/// @param window      number of last tokens, the query included, that it sees, >= 1.
+/// @param scale       factor on q . k, usually 1 / sqrt(D).
+/// @returns           [T, Hq, D], q's dtype.
+/// @throws c10::Error naming the argument, what was expected and what was found.
+/// Source: PruLong, arXiv 2506.17121, section 3; token-exact window.
+PRULONG_API at::Tensor gated_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                       const at::Tensor& gate, const at::Tensor& cu_seqlens, int64_t max_seqlen,
+                                       int64_t sink, int64_t window, double scale);
+
+}  // namespace prulong

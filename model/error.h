@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <stdexcept>
+
+namespace prulong {
+
+/// What a user can mend: a bad file, a full disk, a run that diverged. One line: the file or argument, what was expected,
+/// what was found, what to do. Programs print it and exit with 1.
+struct Error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+/// A bad command line or configuration. Programs print it and exit with 2.
+struct ConfigError : Error {
+  using Error::Error;
+};
+
+}  // namespace prulong

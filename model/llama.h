@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <filesystem>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "model/model_config.h"
+#include "model/pattern.h"
+#include "model/safetensors.h"
+
+namespace prulong {
+
+/// Token sequence of several documents, each attending only to itself.
+struct PackedTokens {
+  at::Tensor tokens;      ///< [T] int64, model's device
+  at::Tensor cu_seqlens;  ///< [docs + 1] int32, model's device, 0 .. T
+  int64_t max_seqlen = 0;
+
+  /// One document.
+  static PackedTokens single(const at::Tensor& tokens);
+};
+
+/// Which keys each KV head sees.
+struct HeadRoles {
+  /// [layers, kv_heads] on the model's device. float32 in [0, 1]: gates, mixed by gated_attention and differentiable.
+  /// bool: 1 = global, by masked_attention (no gradients). Undefined: every head global (gated_attention with gate 1).
+  at::Tensor heads;
+  int64_t sink = 0;
+  int64_t window = 1;
+
+  /// Roles of a pattern, after Pattern::check_fits.
+  static HeadRoles from_pattern(const Pattern& pattern, const ModelConfig& config, at::Device device);
+};
+
+/// A pretrained Llama-family decoder with packed documents and head roles. Weights are plain tensors, frozen (no
+/// requires_grad) unless set_trainable(true); gradients of frozen weights are neither computed nor stored.
+class Llama {
+ public:
+  /// Loads a Hugging Face folder (config.json, *.safetensors). On the CPU, weights whose file dtype is `dtype` alias the
+  /// memory-mapped file.
+  /// @throws Error naming file and tensor: missing, unexpected, wrong shape or dtype.
+  static Llama load(const std::filesystem::path& folder, at::ScalarType dtype, at::Device device);
+
+  /// Builds the model from weights in Hugging Face names ("model.layers.0.self_attn.q_proj.weight").
+  Llama(ModelConfig config, TensorMap weights);
+
+  const ModelConfig& config() const { return config_; }
+  at::Device device() const;
+  at::ScalarType dtype() const;
+
+  /// Hidden states after the final norm, [T, hidden_size] in the model's dtype. RoPE positions count from each document's
+  /// start.
+  /// @param recompute  keep only each layer's input and compute the layer again in the backward pass.
+  /// @throws Error if a token id is outside the vocabulary or the roles' shape does not fit.
+  at::Tensor forward(const PackedTokens& input, const HeadRoles& roles, bool recompute = false) const;
+
+  /// [T, vocab_size] logits of hidden states. For a few rows; training uses next_token_loss, which never holds all of them.
+  at::Tensor logits(const at::Tensor& hidden) const;
+
+  /// lm_head.weight, or the embedding when tied: [vocab_size, hidden_size].
+  const at::Tensor& head_weight() const;
+
+  /// Every weight by its Hugging Face name (a tied head appears once, as the embedding), for training and saving.
+  const TensorMap& weights() const { return weights_; }
+
+  /// Makes all weights leaves that require gradients (copied out of a read-only mapping), or frozen again.
+  void set_trainable(bool trainable);
+
+ private:
+  struct Layer {
+    at::Tensor input_norm, q, k, v, o, post_norm, gate, up, down;
+  };
+  at::Tensor layer_forward(const Layer& layer, const at::Tensor& x, const PackedTokens& input, const at::Tensor& cos,
+                           const at::Tensor& sin, const at::Tensor& heads, const HeadRoles& roles) const;
+  void bind_layers();
+
+  ModelConfig config_;
+  TensorMap weights_;
+  std::vector<Layer> layers_;
+};
+
+/// Sum over rows of the cross entropy (nats, fp32 scalar) of `hidden` [T, hidden_size] against `labels` [T] int64, -100 =
+/// ignored, through `head` [vocab_size, hidden_size]. Logits exist for `chunk` rows at a time; the gradients are computed
+/// during the forward pass. Differentiable in hidden, and in head when it requires a gradient.
+at::Tensor next_token_loss(const at::Tensor& hidden, const at::Tensor& head, const at::Tensor& labels, int64_t chunk);
+
+}  // namespace prulong
