@@ -74,7 +74,9 @@ def convert(gguf: Path, out: Path) -> None:
     import torch
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     folder = str(gguf.parent)
     loaded = LlamaForCausalLM.from_pretrained(folder, gguf_file=gguf.name, dtype=torch.bfloat16)
     config = AutoConfig.from_pretrained(folder, gguf_file=gguf.name)
