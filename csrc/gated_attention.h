@@ -9,10 +9,10 @@
 
 namespace prulong {
 
-/// Training attention over packed documents: out = z * O_global + (1 - z) * O_local per KV head, where O_global is causal
-/// attention inside the document and O_local the same softmax over the keys j of query i with
-/// j - document_start < sink or i - j < window. Where z is exactly 0 or 1 the other branch is not computed; its gate
-/// gradient is 0, which is exact for clamped (hard-concrete) gates. Differentiable in q, k, v and gate.
+/// Training attention over packed documents: out = z * O_global + (1 - z) * O_local per KV head, where O_global is
+/// causal attention inside the document and O_local the same softmax over the keys j of query i with j - document_start
+/// < sink or i - j < window. Where z is exactly 0 or 1 the other branch is not computed; its gate gradient is 0, which
+/// is exact for clamped (hard-concrete) gates. Differentiable in q, k, v and gate.
 /// @param q           [T, Hq, D] float64 (CPU only), float32, bfloat16 or float16; last dimension contiguous.
 /// @param k, v        [T, Hkv, D], same dtype and device; Hq is a multiple of Hkv, query heads of a group are adjacent.
 /// @param gate        [Hkv] float32 (float64 when q is), in [0, 1], same device.
