@@ -31,13 +31,15 @@ std::string to_tsv(const Pattern& pattern) {
   return out;
 }
 
-/// Removes an unfinished folder.
+/// Removes an unfinished folder and the files that save may have put into it.
 struct FolderGuard {
   const fs::path& folder;
   bool active = true;
   ~FolderGuard() {
+    if (!active) return;
     std::error_code ignored;
-    if (active) fs::remove_all(folder, ignored);
+    for (const char* name : {"masks.tsv", "pattern.json"}) fs::remove(folder / name, ignored);
+    fs::remove(folder, ignored);
   }
 };
 

@@ -28,7 +28,7 @@ class Scratch {
   }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
-  ~Scratch() { fs::remove_all(path_); }
+  ~Scratch() { remove(path_); }
   fs::path operator/(const std::string& name) const { return path_ / name; }
 
   fs::path write(const std::string& name, const std::string& content) const {
@@ -38,6 +38,14 @@ class Scratch {
   }
 
  private:
+  // Not remove_all: libtorch exports an old one of its own, which crashes when it is linked ahead of libstdc++.
+  static void remove(const fs::path& path) {
+    if (fs::is_directory(path)) {
+      for (const auto& entry : fs::directory_iterator(path)) remove(entry.path());
+    }
+    fs::remove(path);
+  }
+
   fs::path path_;
 };
 
