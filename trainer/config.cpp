@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: MIT
+#include "trainer/config.h"
+
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <utility>
+
+#include "model/error.h"
+#include "trainer/config_io.h"
+
+namespace prulong {
+namespace {
+
+using Names = std::string_view;
+constexpr std::array<Names, 2> kPresets = {"default", "reference"};
+constexpr std::array<Names, 3> kDtypes = {"auto", "float32", "bfloat16"};
+constexpr std::array<Names, 3> kDevices = {"auto", "cpu", "cuda"};
+constexpr std::array<Names, 2> kSchedules = {"linear", "logarithmic"};
+constexpr std::array<Names, 2> kEstimates = {"expected", "sampled"};
+constexpr std::array<Names, 3> kModes = {"masks", "weights", "both"};
+constexpr std::array<Names, 2> kLossTokens = {"all", "answers"};
+constexpr std::array<Names, 3> kRecompute = {"auto", "on", "off"};
+constexpr std::array<Names, 2> kResume = {"auto", "never"};
+constexpr std::array<Names, 2> kSourceTypes = {"tokens", "recall"};
+constexpr std::array<Names, 3> kRecallTasks = {"codes", "key_values", "passkey"};
+
+// Token positions are 32-bit; steps and micro-steps key 32-bit counters.
+constexpr int64_t kMaxTokens = int64_t{1} << 30;
+constexpr int64_t kMaxSteps = int64_t{1} << 30;
+constexpr int64_t kMaxSeed = std::numeric_limits<int64_t>::max();
+
+void visit_options(ConfigVisitor& v, ModelOptions& o) {
+  v.text(o.path, {"path", "Hugging Face folder of the pretrained model"}, TextRule::kRequired);
+  v.choice(o.dtype, {"dtype", "auto: bfloat16 where it is fast (CUDA, some CPUs), else float32"}, kDtypes);
+  v.choice(o.device, {"device", "auto: cuda where there is one"}, kDevices);
+}
+
+void visit_options(ConfigVisitor& v, AttentionOptions& o) {
+  v.integer(o.sink, {"sink", "first tokens of a document that local heads keep", "tokens"}, 0, kMaxTokens);
+  v.integer(o.window, {"window", "last tokens that local heads keep, the query included", "tokens"}, 1, kMaxTokens);
+}
+
+void visit_options(ConfigVisitor& v, GateOptions& o) {
+  v.number(o.init_mean, {"init_mean", "mean of the initial log_alpha; 4 = global in 92 % of draws"},
+           Interval::closed(-100, 100));
+  v.number(o.init_std, {"init_std", "standard deviation of the initial log_alpha"}, Interval::closed(0, 100));
+  v.text(o.pattern,
+         {"pattern", "pattern.json with the mask to start from (local heads at -init_mean); in mode weights, to keep"},
+         TextRule::kOptional);
+}
+
+void visit_options(ConfigVisitor& v, SparsityOptions& o) {
+  v.number(o.start, {"start", "target at the first step", "share of KV heads"}, Interval::closed(0, 1));
+  v.number(o.end, {"end", "target after the warm-up", "share of KV heads"}, Interval::closed(0, 1));
+  v.number(o.warmup_ratio, {"warmup_ratio", "how long the target rises", "share of train.steps"},
+           Interval::closed(0, 1));
+  v.choice(o.schedule, {"schedule", "what rises linearly: the target t, or ln(1 - t)"}, kSchedules);
+  v.choice(o.estimate, {"estimate", "expected: mean P(z = 0); sampled: 1 - mean z of the step's draws"}, kEstimates);
+  v.boolean(o.linear_term, {"linear_term", "false leaves only l2 (s - t)^2 of the constraint"});
+}
+
+void visit_options(ConfigVisitor& v, OptimizerOptions& o) {
+  v.number(o.lr_gates, {"lr_gates", "learning rate of log_alpha"}, Interval::at_least(0));
+  v.number(o.lr_multipliers, {"lr_multipliers", "learning rate of the two multipliers"}, Interval::at_least(0));
+  v.number(o.lr_weights, {"lr_weights", "learning rate of the model's weights, where they are trained"},
+           Interval::at_least(0));
+  v.number(o.beta1, {"beta1", "AdamW's decay of the gradient's mean"}, Interval::half_open(0, 1));
+  v.number(o.beta2, {"beta2", "AdamW's decay of the squared gradient's mean"}, Interval::half_open(0, 1));
+  v.number(o.eps, {"eps", "AdamW's addition to the denominator"}, Interval::above(0));
+  v.number(o.weight_decay, {"weight_decay", "decoupled decay of the model's weights"}, Interval::at_least(0));
+  v.number(o.gates_weight_decay, {"gates_weight_decay", "decoupled decay of log_alpha and the multipliers"},
+           Interval::at_least(0));
+  v.number(o.clip_norm, {"clip_norm", "largest joint norm of all gradients; 0 = no clipping"}, Interval::at_least(0));
+  v.number(o.warmup_ratio, {"warmup_ratio", "how long the learning rates rise", "share of train.steps"},
+           Interval::closed(0, 1));
+  v.number(o.min_lr_ratio, {"min_lr_ratio", "where the cosine ends", "share of the learning rate"},
+           Interval::closed(0, 1));
+  v.boolean(o.warmup_from_zero,
+            {"warmup_from_zero", "the first step has learning rate 0, as in Hugging Face's schedules"});
+}
+
+void visit_options(ConfigVisitor& v, TrainOptions& o) {
+  v.choice(o.mode, {"mode", "what is trained: gates, the model's weights under a fixed mask, or both"}, kModes);
+  v.integer(o.steps, {"steps", "optimizer steps", "steps"}, 1, kMaxSteps);
+  v.integer(o.seq_len, {"seq_len", "length of a packed sequence", "tokens"}, 2, kMaxTokens);
+  v.integer(o.sequences_per_step,
+            {"sequences_per_step", "sequences whose gradients one optimizer step adds up", "sequences"}, 1, 1 << 20);
+  v.choice(o.loss_tokens, {"loss_tokens", "which tokens are predicted: all, or only synthetic tasks' answers"},
+           kLossTokens);
+  v.integer(o.seed, {"seed", "of the initial gates and their noise"}, 0, kMaxSeed);
+  v.choice(o.recompute, {"recompute", "compute layers again in the backward pass; auto: when memory is short"},
+           kRecompute);
+  v.integer(o.loss_chunk, {"loss_chunk", "rows of logits that exist at one time", "tokens"}, 1, kMaxTokens);
+  v.integer(o.max_skipped_steps,
+            {"max_skipped_steps", "consecutive steps with a non-finite loss or gradient that end the run", "steps"}, 1,
+            kMaxSteps);
+}
+
+void visit_source(ConfigVisitor& v, SourceOptions& o) {
+  v.choice(o.type, {"type", "tokens: prepared token files; recall: synthetic tasks in prepared prose"}, kSourceTypes);
+  v.text(o.path, {"path", "folder that scripts/prepare_data.py wrote"}, TextRule::kRequired);
+  v.number(o.weight, {"weight", "share of sequences, relative to the other sources of the list"}, Interval::above(0));
+  v.integer(o.seed, {"seed", "of the order of documents, or of the tasks"}, 0, kMaxSeed);
+  v.when(o.type == SourceType::kRecall, "type: recall", [&] {
+    v.choices(o.tasks, {"tasks", "what is to be recalled; drawn at random when several"}, kRecallTasks);
+    v.integer(o.statements, {"statements", "facts scattered over a sequence (passkey: always 1)"}, 1, 1 << 16);
+    v.integer(o.questions, {"questions", "how many of them the end of a sequence asks for (passkey: always 1)"}, 1,
+              1 << 16);
+  });
+}
+
+void visit_options(ConfigVisitor& v, DataOptions& o) {
+  v.list(o.train, {"train", "sources of training sequences; at least one"}, visit_source);
+  v.list(o.eval, {"eval", "sources of held-out sequences (recall takes its held-out half); none = no evaluation"},
+         visit_source);
+}
+
+void visit_options(ConfigVisitor& v, EvalOptions& o) {
+  v.integer(o.every, {"every", "between evaluations; 0 = only at the end", "steps"}, 0, kMaxSteps);
+  v.integer(o.sequences, {"sequences", "held-out sequences per evaluation", "sequences"}, 1, 1 << 20);
+}
+
+void visit_options(ConfigVisitor& v, CheckpointOptions& o) {
+  v.integer(o.every, {"every", "between checkpoints; 0 = only at the end", "steps"}, 0, kMaxSteps);
+  v.integer(o.keep, {"keep", "newest checkpoints to keep", "checkpoints"}, 1, 1 << 20);
+}
+
+void visit_options(ConfigVisitor& v, RunOptions& o) {
+  v.text(o.dir, {"dir", "folder of the run's results"}, TextRule::kRequired);
+  v.choice(o.resume, {"resume", "auto: go on from the newest checkpoint; never: refuse a folder that is not empty"},
+           kResume);
+}
+
+TrainConfig read(ConfigDocument document, const std::vector<std::string>& overrides) {
+  for (const std::string& assignment : overrides) document.set(assignment);
+  // The preset is a key like any other, but decides what the others start from: read it first.
+  TrainConfig first;
+  document.read([&](ConfigVisitor& v) { visit_config(v, first); });
+  TrainConfig config = TrainConfig::of(first.preset);
+  document.read([&](ConfigVisitor& v) { visit_config(v, config); });
+  if (const auto problem = find_problem(config)) {
+    throw ConfigError(document.where(problem->key) + ": " + problem->key + ": " + problem->what);
+  }
+  return config;
+}
+
+}  // namespace
+
+std::string_view name_of(RecallTask task) { return kRecallTasks[static_cast<size_t>(task)]; }
+
+TrainConfig TrainConfig::of(Preset preset) {
+  TrainConfig config;
+  config.preset = preset;
+  if (preset == Preset::kReference) {
+    config.sparsity.estimate = SparsityEstimate::kSampled;
+    config.optimizer.lr_gates = 1.0;
+    config.optimizer.gates_weight_decay = 0.1;
+    config.optimizer.warmup_from_zero = true;
+    config.train.seq_len = 131072;
+    config.train.sequences_per_step = 8;
+  }
+  return config;
+}
+
+void visit_config(ConfigVisitor& v, TrainConfig& c) {
+  const auto section = [&v](auto& options, const Key& key) { v.section(key, [&] { visit_options(v, options); }); };
+  v.choice(c.preset, {"preset", "what the keys are that a file leaves out; reference: the published recipe"}, kPresets);
+  section(c.model, {"model", "The pretrained model"});
+  section(c.attention, {"attention", "What local heads see"});
+  section(c.gates, {"gates", "Where the gates start"});
+  section(c.sparsity, {"sparsity", "The target and how it is enforced"});
+  section(c.optimizer, {"optimizer", "AdamW and its schedule"});
+  section(c.train, {"train", "The run"});
+  section(c.data, {"data", "Where sequences come from"});
+  section(c.eval, {"eval", "Held-out evaluation"});
+  section(c.checkpoint, {"checkpoint", "What a run can go on from"});
+  section(c.run, {"run", "Where results go"});
+}
+
+std::optional<ConfigProblem> find_problem(const TrainConfig& c) {
+  if (c.sparsity.start > c.sparsity.end) {
+    return {{"sparsity.end", "expected at least sparsity.start, which is " + show_number(c.sparsity.start) +
+                                 ", found " + show_number(c.sparsity.end)}};
+  }
+  // ln(1 - t) has no end at t = 1; start <= end < 1 follows.
+  if (c.sparsity.schedule == SparsitySchedule::kLogarithmic && c.sparsity.end == 1) {
+    return {{"sparsity.end", "expected less than 1 with sparsity.schedule: logarithmic, found 1"}};
+  }
+  if (c.attention.sink + c.attention.window >= c.train.seq_len) {
+    return {{"train.seq_len", "expected more than attention.sink + attention.window, which is " +
+                                  std::to_string(c.attention.sink + c.attention.window) + ", found " +
+                                  std::to_string(c.train.seq_len) + ": local heads would see everything"}};
+  }
+  if (c.train.mode == TrainMode::kWeights && c.gates.pattern.empty()) {
+    return {{"gates.pattern", "required with train.mode: weights, which trains under a fixed mask"}};
+  }
+  if (c.data.train.empty()) return {{"data.train", "expected at least one source, found none"}};
+  for (const auto& [name, sources] : {std::pair{"train", &c.data.train}, std::pair{"eval", &c.data.eval}}) {
+    for (size_t i = 0; i < sources->size(); ++i) {
+      const SourceOptions& source = (*sources)[i];
+      const std::string key = std::string("data.") + name + "." + std::to_string(i);
+      if (source.type != SourceType::kRecall && c.train.loss_tokens == LossTokens::kAnswers) {
+        return {{key + ".type", "expected recall with train.loss_tokens: answers, found " +
+                                    std::string(kSourceTypes[static_cast<size_t>(source.type)]) +
+                                    ", which has no answers"}};
+      }
+      if (source.type == SourceType::kRecall && source.questions > source.statements) {
+        return {{key + ".questions", "expected at most statements, which is " + std::to_string(source.statements) +
+                                         ", found " + std::to_string(source.questions)}};
+      }
+    }
+  }
+  return std::nullopt;
+}
+
+TrainConfig load_train_config(const std::filesystem::path& path, const std::vector<std::string>& overrides) {
+  return read(ConfigDocument::load(path), overrides);
+}
+
+TrainConfig parse_train_config(const std::string& text, const std::string& name,
+                               const std::vector<std::string>& overrides) {
+  return read(ConfigDocument::parse(text, name), overrides);
+}
+
+std::string to_yaml(const TrainConfig& config) {
+  TrainConfig copy = config;
+  return to_yaml([&](ConfigVisitor& v) { visit_config(v, copy); });
+}
+
+std::string train_config_table() {
+  const auto rows_of = [](Preset preset) {
+    TrainConfig config = TrainConfig::of(preset);
+    return list_keys([&](ConfigVisitor& v) { visit_config(v, config); });
+  };
+  const auto rows = rows_of(Preset::kDefault);
+  const auto reference = rows_of(Preset::kReference);
+  std::string text =
+      "# Configuration of prulong-train\n\n"
+      "Generated from trainer/config.cpp. `prulong-train CONFIG.yaml [key.path=value ...]`: a file gives the keys "
+      "that\n"
+      "differ from the preset's values, the command line has the last word (`data.train.0.path=...` reaches into a\n"
+      "list). Anything unknown, doubtful or out of range is refused. Relative paths count from the working folder.\n";
+  const std::string head =
+      "\n| key | default | preset reference | allowed | unit | meaning |\n| --- | --- | --- | --- | --- | --- |\n";
+  text += head;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const KeyRow& row = rows[i];
+    const bool nested = row.path.find('.') != std::string::npos;
+    if (row.section && !nested) {
+      text += "\n## " + row.path + "\n" + row.help + ".\n" + head;
+      continue;
+    }
+    const bool differs = i > 0 && row.value != reference[i].value;
+    const auto code = [](const std::string& value) { return value.empty() ? "" : "`" + value + "`"; };
+    text += "| `" + row.path + "` | " + code(row.value) + " | " + (differs ? code(reference[i].value) : "") + " | " +
+            row.allowed + " | " + row.unit + " | " + row.help +
+            (row.condition.empty() ? "" : " (" + row.condition + ")") + " |\n";
+  }
+  return text;
+}
+
+}  // namespace prulong
