@@ -4,10 +4,9 @@
 #include <ATen/core/Tensor.h>
 
 #include <filesystem>
-#include <string>
-#include <utility>
 #include <vector>
 
+#include "model/llama_layer.h"
 #include "model/model_config.h"
 #include "model/pattern.h"
 #include "model/safetensors.h"
@@ -40,25 +39,32 @@ struct HeadRoles {
 /// requires_grad) unless set_trainable(true); gradients of frozen weights are neither computed nor stored.
 class Llama {
  public:
-  /// Loads a Hugging Face folder (config.json, *.safetensors). On the CPU, weights whose file dtype is `dtype` alias the
-  /// memory-mapped file.
+  /// Loads a Hugging Face folder (config.json, *.safetensors). On the CPU, weights whose file dtype is `dtype` alias
+  /// the memory-mapped file.
   /// @throws Error naming file and tensor: missing, unexpected, wrong shape or dtype.
   static Llama load(const std::filesystem::path& folder, at::ScalarType dtype, at::Device device);
 
-  /// Builds the model from weights in Hugging Face names ("model.layers.0.self_attn.q_proj.weight").
+  /// Builds the model from weights in Hugging Face names ("model.layers.0.self_attn.q_proj.weight"), all of one
+  /// floating dtype and device.
+  /// @throws Error naming the tensor that is missing, unexpected or of the wrong shape, dtype or device. A
+  /// lm_head.weight
+  ///         beside tied embeddings must equal the embedding; rotary_emb.inv_freq buffers are ignored.
   Llama(ModelConfig config, TensorMap weights);
 
   const ModelConfig& config() const { return config_; }
   at::Device device() const;
   at::ScalarType dtype() const;
 
-  /// Hidden states after the final norm, [T, hidden_size] in the model's dtype. RoPE positions count from each document's
-  /// start.
+  /// Hidden states after the final norm, [T, hidden_size] in the model's dtype. RoPE positions count from each
+  /// document's start.
   /// @param recompute  keep only each layer's input and compute the layer again in the backward pass.
-  /// @throws Error if a token id is outside the vocabulary or the roles' shape does not fit.
+  /// @throws Error if a token id is outside the vocabulary (naming id and position), if cu_seqlens does not run from 0
+  /// to T, or if the roles' shape, dtype or device does not fit. On a GPU these checks wait for it once or twice a
+  /// call.
   at::Tensor forward(const PackedTokens& input, const HeadRoles& roles, bool recompute = false) const;
 
-  /// [T, vocab_size] logits of hidden states. For a few rows; training uses next_token_loss, which never holds all of them.
+  /// [T, vocab_size] logits of hidden states. For a few rows; training uses next_token_loss, which never holds all of
+  /// them.
   at::Tensor logits(const at::Tensor& hidden) const;
 
   /// lm_head.weight, or the embedding when tied: [vocab_size, hidden_size].
@@ -71,21 +77,23 @@ class Llama {
   void set_trainable(bool trainable);
 
  private:
-  struct Layer {
-    at::Tensor input_norm, q, k, v, o, post_norm, gate, up, down;
-  };
-  at::Tensor layer_forward(const Layer& layer, const at::Tensor& x, const PackedTokens& input, const at::Tensor& cos,
-                           const at::Tensor& sin, const at::Tensor& heads, const HeadRoles& roles) const;
   void bind_layers();
 
   ModelConfig config_;
   TensorMap weights_;
-  std::vector<Layer> layers_;
+  std::vector<LayerWeights> layers_;  // handles of weights_, by layer
+  at::Tensor rope_frequencies_;       // on the model's device
 };
 
-/// Sum over rows of the cross entropy (nats, fp32 scalar) of `hidden` [T, hidden_size] against `labels` [T] int64, -100 =
-/// ignored, through `head` [vocab_size, hidden_size]. Logits exist for `chunk` rows at a time; the gradients are computed
-/// during the forward pass. Differentiable in hidden, and in head when it requires a gradient.
+/// Sum over rows of the cross entropy (nats, scalar; float32, float64 for float64 inputs) of `hidden` [T, hidden_size]
+/// against `labels` [T] int64, -100 = ignored, through `head` [vocab_size, hidden_size]. Logits exist for `chunk` rows
+/// with labels at a time; the gradients are computed during the forward pass. Differentiable in hidden, and in head
+/// when it requires a gradient.
+/// @throws Error if shapes or dtypes do not fit, chunk < 1, or a label is neither -100 nor in the vocabulary.
 at::Tensor next_token_loss(const at::Tensor& hidden, const at::Tensor& head, const at::Tensor& labels, int64_t chunk);
+
+/// The most likely next token of every row of `hidden` [T, hidden_size], [T] int64, `chunk` rows of logits at a time.
+/// @throws Error if shapes or dtypes do not fit, or chunk < 1.
+at::Tensor greedy_tokens(const at::Tensor& hidden, const at::Tensor& head, int64_t chunk);
 
 }  // namespace prulong

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: MIT
+#include "model/layer_functions.h"
+
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/silu.h>
+#include <ATen/ops/silu_backward.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "model/cpu_features.h"
+
+namespace prulong {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+at::ScalarType statistics_dtype(const at::Tensor& x) {
+  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+struct RmsNorm : torch::autograd::Function<RmsNorm> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight, double eps) {
+    const at::Tensor wide = x.to(statistics_dtype(x));
+    const at::Tensor rstd = at::linalg_vector_norm(wide, 2, at::IntArrayRef{-1}, /*keepdim=*/true)
+                                .square_()
+                                .div_(x.size(-1))
+                                .add_(eps)
+                                .rsqrt_();
+    ctx->save_for_backward({x, weight, rstd});
+    // Rounded to x's dtype before the weight, as transformers does.
+    at::Tensor out = wide.mul(rstd).to(x.scalar_type());
+    return out.mul_(weight);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const at::Tensor &x = saved[0], &weight = saved[1], &rstd = saved[2];
+    const at::Tensor wide = x.to(rstd.scalar_type());
+    const at::Tensor grad = grads[0].to(rstd.scalar_type());
+    at::Tensor dx, dweight;
+    if (ctx->needs_input_grad(0)) {
+      at::Tensor dnormed = grad.mul(weight.to(rstd.scalar_type()));
+      const at::Tensor share = dnormed.mul(wide).sum(-1, /*keepdim=*/true).mul_(rstd.pow(3)).div_(x.size(-1));
+      dx = dnormed.mul_(rstd).addcmul_(wide, share, -1).to(x.scalar_type());
+    }
+    if (ctx->needs_input_grad(1)) dweight = grad.mul(wide).mul_(rstd).sum(0).to(weight.scalar_type());
+    return {dx, dweight, at::Tensor()};
+  }
+};
+
+struct SwiGlu : torch::autograd::Function<SwiGlu> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& gate, const at::Tensor& up) {
+    ctx->save_for_backward({gate, up});
+    return at::silu(gate).mul_(up);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const at::Tensor &gate = saved[0], &up = saved[1];
+    return {at::silu_backward(grads[0].mul(up), gate), at::silu(gate).mul_(grads[0])};
+  }
+};
+
+/// linear in float32 for tensors of a narrower dtype.
+struct WideLinear : torch::autograd::Function<WideLinear> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight) {
+    ctx->save_for_backward({weight.requires_grad() ? x : at::Tensor(), weight});
+    return at::mm(x.to(at::kFloat), weight.to(at::kFloat).t()).to(x.scalar_type());
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const at::Tensor &x = saved[0], &weight = saved[1];
+    const at::Tensor grad = grads[0].to(at::kFloat);
+    at::Tensor dx, dweight;
+    if (ctx->needs_input_grad(0)) dx = at::mm(grad, weight.to(at::kFloat)).to(weight.scalar_type());
+    if (ctx->needs_input_grad(1)) dweight = at::mm(grad.t(), x.to(at::kFloat)).to(weight.scalar_type());
+    return {dx, dweight};
+  }
+};
+
+}  // namespace
+
+at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
+  return RmsNorm::apply(x, weight, eps);
+}
+
+at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up) { return SwiGlu::apply(gate, up); }
+
+at::Tensor project(const at::Tensor& x, const at::Tensor& weight) {
+  return matmul_dtype(x) == x.scalar_type() ? at::linear(x, weight) : WideLinear::apply(x, weight);
+}
+
+at::ScalarType matmul_dtype(const at::Tensor& x) {
+  const bool slow =
+      x.is_cpu() && (x.scalar_type() == at::kHalf || (x.scalar_type() == at::kBFloat16 && !cpu_has_fast_bf16()));
+  return slow ? at::kFloat : x.scalar_type();
+}
+
+}  // namespace prulong

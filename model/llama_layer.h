@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+
+#include "model/rope.h"
+
+namespace prulong {
+
+/// Weights of one decoder layer: norms [hidden], q [Hq * D, hidden], k and v [Hkv * D, hidden], o [hidden, Hq * D],
+/// gate and up [mlp, hidden], down [hidden, mlp].
+struct LayerWeights {
+  at::Tensor input_norm, q, k, v, o, post_norm, gate, up, down;
+};
+
+/// What all layers share in one forward pass.
+struct LayerContext {
+  RopeTable rope;
+  at::Tensor cu_seqlens;  ///< [docs + 1] int32
+  int64_t max_seqlen;
+  int64_t sink;
+  int64_t window;
+  int64_t head_dim;
+  double rms_norm_eps;
+};
+
+/// One decoder layer over x [T, hidden].
+/// @param heads  [Hkv], floating: gates of gated_attention; bool: heads of masked_attention, without gradients.
+at::Tensor layer_forward(const LayerContext& context, const LayerWeights& weights, const at::Tensor& x,
+                         const at::Tensor& heads);
+
+/// The same, keeping only x for the backward pass (and what outlives the pass anyway: weights, heads, context).
+at::Tensor layer_forward_recomputed(const std::shared_ptr<const LayerContext>& context, const LayerWeights& weights,
+                                    const at::Tensor& x, const at::Tensor& heads);
+
+}  // namespace prulong
