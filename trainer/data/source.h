@@ -15,8 +15,8 @@ struct Sequence {
   std::vector<uint8_t> is_answer;   ///< per token: part of a synthetic task's answer; empty when the source has none
 };
 
-/// A deterministic, random-access stream of packed sequences. sequence(n) is a pure function of n, so a run resumes from
-/// one integer and any number of readers see the same stream. Thread-safe.
+/// A deterministic, random-access stream of packed sequences. sequence(n) is a pure function of n, so a run resumes
+/// from one integer and any number of readers see the same stream. Thread-safe.
 class Source {
  public:
   virtual ~Source() = default;

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: MIT
+// Small data files written by hand, good and bad.
+#pragma once
+
+#include <stdlib.h>
+
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <vector>
+
+namespace prulong::test {
+
+/// A folder that disappears with its owner.
+class TempFolder {
+ public:
+  TempFolder() {
+    std::string name = (std::filesystem::temp_directory_path() / "prulong-XXXXXX").string();
+    path_ = ::mkdtemp(name.data());
+  }
+  TempFolder(const TempFolder&) = delete;
+  TempFolder& operator=(const TempFolder&) = delete;
+  ~TempFolder() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  std::filesystem::path path_;
+};
+
+inline void write_file(const std::filesystem::path& path, const std::string& bytes) {
+  std::ofstream(path, std::ios::binary) << bytes;
+}
+
+inline std::string read_file(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+template <typename T>
+std::string bytes_of(const std::vector<T>& values) {
+  std::string bytes(values.size() * sizeof(T), '\0');
+  if (!values.empty()) std::memcpy(bytes.data(), values.data(), bytes.size());
+  return bytes;
+}
+
+/// A .npy file: `header` is the dictionary as it stands in the file, `version` 1 to 3.
+inline std::string npy(const std::string& header, const std::string& data, int version = 1) {
+  std::string bytes("\x93NUMPY", 6);
+  bytes += static_cast<char>(version);
+  bytes += '\0';
+  const auto length = static_cast<uint32_t>(header.size());
+  for (int i = 0; i < (version == 1 ? 2 : 4); ++i) bytes += static_cast<char>(length >> (8 * i));
+  return bytes + header + data;
+}
+
+/// The header of a 1-D array.
+inline std::string header(const std::string& descr, size_t length) {
+  return "{'descr': '" + descr + "', 'fortran_order': False, 'shape': (" + std::to_string(length) + ",), }\n";
+}
+
+inline void write_u16(const std::filesystem::path& path, const std::vector<uint16_t>& values) {
+  write_file(path, npy(header("<u2", values.size()), bytes_of(values)));
+}
+
+inline void write_i64(const std::filesystem::path& path, const std::vector<int64_t>& values) {
+  write_file(path, npy(header("<i8", values.size()), bytes_of(values)));
+}
+
+/// A token folder of these documents.
+inline void write_token_folder(const std::filesystem::path& folder, const std::vector<std::vector<uint16_t>>& documents,
+                               int vocab_size) {
+  std::filesystem::create_directories(folder);
+  std::vector<uint16_t> tokens;
+  std::vector<int64_t> offsets = {0};
+  for (const auto& document : documents) {
+    tokens.insert(tokens.end(), document.begin(), document.end());
+    offsets.push_back(static_cast<int64_t>(tokens.size()));
+  }
+  write_u16(folder / "tokens.npy", tokens);
+  write_i64(folder / "documents.npy", offsets);
+  write_file(folder / "data.json", R"({"format": "prulong-tokens", "version": 1, "vocab_size": )" +
+                                       std::to_string(vocab_size) + R"(, "tokens": )" + std::to_string(tokens.size()) +
+                                       R"(, "documents": )" + std::to_string(documents.size()) + "}");
+}
+
+}  // namespace prulong::test

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: MIT
+#include "trainer/data/recall_kit.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "model/error.h"
+#include "trainer/data/json_file.h"
+#include "trainer/data/npy.h"
+#include "trainer/data/random.h"
+
+namespace prulong {
+namespace {
+
+constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
+
+void check_array(const NpyArray& array, bool right_type, const char* types, int64_t expected) {
+  const std::string name = array.path().string();
+  if (!right_type || array.shape().size() != 1) {
+    throw Error(name + ": 1-D array of " + types + " expected, " + std::to_string(array.shape().size()) +
+                "-D array of " + type_name(array.type()) + " found");
+  }
+  if (array.size() != expected) {
+    throw Error(name + ": " + std::to_string(expected) + " elements expected by kit.json, " +
+                std::to_string(array.size()) + " found; prepare the kit again");
+  }
+}
+
+std::vector<int32_t> read_tokens(const JsonFile& info, const std::string& pointer, int64_t vocab_size) {
+  const std::vector<int64_t> values = info.integers(pointer, 0, vocab_size - 1);
+  std::vector<int32_t> tokens;
+  tokens.reserve(values.size());
+  for (const int64_t value : values) tokens.push_back(static_cast<int32_t>(value));
+  return tokens;
+}
+
+RecallKit::Template read_template(const JsonFile& info, const std::string& task, int64_t vocab_size) {
+  const auto part = [&](const char* name) { return read_tokens(info, "/templates/" + task + "/" + name, vocab_size); };
+  return {part("intro"), part("before"), part("middle"), part("after"), part("outro"), part("ask")};
+}
+
+}  // namespace
+
+int64_t RecallKit::List::longest() const {
+  size_t result = 0;
+  for (const Tokens piece : pieces) result = std::max(result, piece.size());
+  return static_cast<int64_t>(result);
+}
+
+RecallKit::RecallKit(const std::filesystem::path& folder, bool eval_split) {
+  std::error_code ignored;
+  if (!std::filesystem::is_directory(folder, ignored)) {
+    throw Error(folder.string() + ": no such folder; write it with scripts/prepare_data.py recall");
+  }
+  const JsonFile info(folder / "kit.json");
+  info.require_format("prulong-recall-kit", 1);
+  hash_ = hash64(info.content());  // kit.json holds the hashes of the arrays
+  vocab_size_ = info.integer("/vocab_size", 1, kMaxInt32);
+
+  const NpyArray tokens(folder / "tokens.npy");
+  const bool unsigned_type = tokens.type() == NpyArray::Type::kUint16 || tokens.type() == NpyArray::Type::kUint32;
+  check_array(tokens, unsigned_type, "uint16 or uint32", info.integer("/tokens", 1, kMaxInt32));
+  const NpyArray offsets(folder / "offsets.npy");
+  const int64_t pieces = info.integer("/pieces", 1, kMaxInt32);
+  check_array(offsets, offsets.type() == NpyArray::Type::kInt64, "int64", pieces + 1);
+
+  tokens_.reserve(static_cast<size_t>(tokens.size()));
+  for (int64_t i = 0; i < tokens.size(); ++i) {
+    if (tokens[i] >= vocab_size_) {
+      throw Error(tokens.path().string() + ": token " + std::to_string(tokens[i]) + " at position " +
+                  std::to_string(i) + " is beyond the vocabulary of " + std::to_string(vocab_size_) + " in kit.json");
+    }
+    tokens_.push_back(static_cast<int32_t>(tokens[i]));
+  }
+  const auto piece = [&](int64_t index) {
+    const int64_t begin = offsets[index], end = offsets[index + 1];
+    if (begin < 0 || end <= begin || end > tokens.size()) {
+      throw Error(offsets.path().string() + ": piece " + std::to_string(index) + " goes from token " +
+                  std::to_string(begin) + " to " + std::to_string(end) + " of " + std::to_string(tokens.size()) +
+                  "; prepare the kit again");
+    }
+    return Tokens(tokens_).subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin));
+  };
+  const auto list = [&](const char* name) {
+    const std::string pointer = std::string("/lists/") + (eval_split ? "eval/" : "train/") + name;
+    const std::vector<int64_t> range = info.integers(pointer, 0, pieces);
+    if (range.size() != 2 || range[1] < 1 || range[1] > pieces - range[0]) {
+      throw Error(info.path().string() + ": " + pointer + ": [first, count] within " + std::to_string(pieces) +
+                  " pieces expected");
+    }
+    List result{name, {}};
+    for (int64_t i = range[0]; i < range[0] + range[1]; ++i) result.pieces.push_back(piece(i));
+    return result;
+  };
+  prose_ = list("prose");
+  adjectives_ = list("adjectives");
+  nouns_ = list("nouns");
+  codes_ = list("codes");
+  passkeys_ = list("passkeys");
+  prefix_ = read_tokens(info, "/prefix", vocab_size_);
+  codes_template_ = read_template(info, "codes", vocab_size_);
+  passkey_template_ = read_template(info, "passkey", vocab_size_);
+  key_values_template_ = read_template(info, "key_values", vocab_size_);
+}
+
+}  // namespace prulong
