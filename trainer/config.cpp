@@ -30,17 +30,6 @@ constexpr int64_t kMaxTokens = int64_t{1} << 30;
 constexpr int64_t kMaxSteps = int64_t{1} << 30;
 constexpr int64_t kMaxSeed = std::numeric_limits<int64_t>::max();
 
-void visit_options(ConfigVisitor& v, ModelOptions& o) {
-  v.text(o.path, {"path", "Hugging Face folder of the pretrained model"}, TextRule::kRequired);
-  v.choice(o.dtype, {"dtype", "auto: bfloat16 where it is fast (CUDA, some CPUs), else float32"}, kDtypes);
-  v.choice(o.device, {"device", "auto: cuda where there is one"}, kDevices);
-}
-
-void visit_options(ConfigVisitor& v, AttentionOptions& o) {
-  v.integer(o.sink, {"sink", "first tokens of a document that local heads keep", "tokens"}, 0, kMaxTokens);
-  v.integer(o.window, {"window", "last tokens that local heads keep, the query included", "tokens"}, 1, kMaxTokens);
-}
-
 void visit_options(ConfigVisitor& v, GateOptions& o) {
   v.number(o.init_mean, {"init_mean", "mean of the initial log_alpha; 4 = global in 92 % of draws"},
            Interval::closed(-100, 100));
@@ -88,7 +77,7 @@ void visit_options(ConfigVisitor& v, TrainOptions& o) {
             {"sequences_per_step", "sequences whose gradients one optimizer step adds up", "sequences"}, 1, 1 << 20);
   v.choice(o.loss_tokens, {"loss_tokens", "which tokens are predicted: all, or only synthetic tasks' answers"},
            kLossTokens);
-  v.integer(o.seed, {"seed", "of the initial gates and their noise"}, 0, kMaxSeed);
+  v.integer(o.seed, {"seed", "of the initial gates, their noise and the order of documents"}, 0, kMaxSeed);
   v.choice(o.recompute, {"recompute", "compute layers again in the backward pass; auto: when memory is short"},
            kRecompute);
   v.integer(o.loss_chunk, {"loss_chunk", "rows of logits that exist at one time", "tokens"}, 1, kMaxTokens);
@@ -97,23 +86,11 @@ void visit_options(ConfigVisitor& v, TrainOptions& o) {
             kMaxSteps);
 }
 
-void visit_source(ConfigVisitor& v, SourceOptions& o) {
-  v.choice(o.type, {"type", "tokens: prepared token files; recall: synthetic tasks in prepared prose"}, kSourceTypes);
-  v.text(o.path, {"path", "folder that scripts/prepare_data.py wrote"}, TextRule::kRequired);
-  v.number(o.weight, {"weight", "share of sequences, relative to the other sources of the list"}, Interval::above(0));
-  v.integer(o.seed, {"seed", "of the order of documents, or of the tasks"}, 0, kMaxSeed);
-  v.when(o.type == SourceType::kRecall, "type: recall", [&] {
-    v.choices(o.tasks, {"tasks", "what is to be recalled; drawn at random when several"}, kRecallTasks);
-    v.integer(o.statements, {"statements", "facts scattered over a sequence (passkey: always 1)"}, 1, 1 << 16);
-    v.integer(o.questions, {"questions", "how many of them the end of a sequence asks for (passkey: always 1)"}, 1,
-              1 << 16);
-  });
-}
-
 void visit_options(ConfigVisitor& v, DataOptions& o) {
-  v.list(o.train, {"train", "sources of training sequences; at least one"}, visit_source);
+  const auto visit_one_source = [](ConfigVisitor& item, SourceOptions& source) { visit_options(item, source); };
+  v.list(o.train, {"train", "sources of training sequences; at least one"}, visit_one_source);
   v.list(o.eval, {"eval", "sources of held-out sequences (recall takes its held-out half); none = no evaluation"},
-         visit_source);
+         visit_one_source);
 }
 
 void visit_options(ConfigVisitor& v, EvalOptions& o) {
@@ -146,6 +123,30 @@ TrainConfig read(ConfigDocument document, const std::vector<std::string>& overri
 }
 
 }  // namespace
+
+void visit_options(ConfigVisitor& v, ModelOptions& o) {
+  v.text(o.path, {"path", "Hugging Face folder of the pretrained model"}, TextRule::kRequired);
+  v.choice(o.dtype, {"dtype", "auto: bfloat16 where it is fast (CUDA, some CPUs), else float32"}, kDtypes);
+  v.choice(o.device, {"device", "auto: cuda where there is one"}, kDevices);
+}
+
+void visit_options(ConfigVisitor& v, AttentionOptions& o) {
+  v.integer(o.sink, {"sink", "first tokens of a document that local heads keep", "tokens"}, 0, kMaxTokens);
+  v.integer(o.window, {"window", "last tokens that local heads keep, the query included", "tokens"}, 1, kMaxTokens);
+}
+
+void visit_options(ConfigVisitor& v, SourceOptions& o) {
+  v.choice(o.type, {"type", "tokens: prepared token files; recall: synthetic tasks in prepared prose"}, kSourceTypes);
+  v.text(o.path, {"path", "folder that scripts/prepare_data.py wrote"}, TextRule::kRequired);
+  v.number(o.weight, {"weight", "share of sequences, relative to the other sources of the list"}, Interval::above(0));
+  v.when(o.type == SourceType::kRecall, "type: recall", [&] {
+    v.choices(o.tasks, {"tasks", "what is to be recalled; drawn at random when several"}, kRecallTasks);
+    v.integer(o.statements, {"statements", "facts scattered over a sequence (passkey: always 1)"}, 1, 1 << 16);
+    v.integer(o.questions, {"questions", "how many of them the end of a sequence asks for (passkey: always 1)"}, 1,
+              1 << 16);
+    v.integer(o.seed, {"seed", "of the tasks"}, 0, kMaxSeed);
+  });
+}
 
 std::string_view name_of(RecallTask task) { return kRecallTasks[static_cast<size_t>(task)]; }
 
@@ -233,31 +234,8 @@ std::string train_config_table() {
     TrainConfig config = TrainConfig::of(preset);
     return list_keys([&](ConfigVisitor& v) { visit_config(v, config); });
   };
-  const auto rows = rows_of(Preset::kDefault);
-  const auto reference = rows_of(Preset::kReference);
-  std::string text =
-      "# Configuration of prulong-train\n\n"
-      "Generated from trainer/config.cpp. `prulong-train CONFIG.yaml [key.path=value ...]`: a file gives the keys "
-      "that\n"
-      "differ from the preset's values, the command line has the last word (`data.train.0.path=...` reaches into a\n"
-      "list). Anything unknown, doubtful or out of range is refused. Relative paths count from the working folder.\n";
-  const std::string head =
-      "\n| key | default | preset reference | allowed | unit | meaning |\n| --- | --- | --- | --- | --- | --- |\n";
-  text += head;
-  for (size_t i = 0; i < rows.size(); ++i) {
-    const KeyRow& row = rows[i];
-    const bool nested = row.path.find('.') != std::string::npos;
-    if (row.section && !nested) {
-      text += "\n## " + row.path + "\n" + row.help + ".\n" + head;
-      continue;
-    }
-    const bool differs = i > 0 && row.value != reference[i].value;
-    const auto code = [](const std::string& value) { return value.empty() ? "" : "`" + value + "`"; };
-    text += "| `" + row.path + "` | " + code(row.value) + " | " + (differs ? code(reference[i].value) : "") + " | " +
-            row.allowed + " | " + row.unit + " | " + row.help +
-            (row.condition.empty() ? "" : " (" + row.condition + ")") + " |\n";
-  }
-  return text;
+  return config_table("prulong-train", "trainer/config.cpp", rows_of(Preset::kDefault), "preset reference",
+                      rows_of(Preset::kReference));
 }
 
 }  // namespace prulong

@@ -90,10 +90,10 @@ struct SourceOptions {
   SourceType type = SourceType::kTokens;
   std::string path;
   double weight = 1.0;
-  int64_t seed = 0;
   std::vector<RecallTask> tasks = {RecallTask::kCodes};
   int64_t statements = 12;
   int64_t questions = 12;
+  int64_t seed = 0;
 };
 
 struct DataOptions {
@@ -133,6 +133,11 @@ struct TrainConfig {
   /// The values that `preset` gives to the keys a file leaves out.
   static TrainConfig of(Preset preset);
 };
+
+/// The keys of sections that other programs have too.
+void visit_options(ConfigVisitor& visitor, ModelOptions& options);
+void visit_options(ConfigVisitor& visitor, AttentionOptions& options);
+void visit_options(ConfigVisitor& visitor, SourceOptions& options);
 
 /// Visits every key, in the order in which they are written and documented.
 void visit_config(ConfigVisitor& visitor, TrainConfig& config);
