@@ -194,6 +194,37 @@ std::vector<KeyRow> list_keys(const VisitConfig& visit) {
   return std::move(lister.rows);
 }
 
+std::string config_table(const std::string& program, const std::string& source, const std::vector<KeyRow>& rows,
+                         const std::string& variant, const std::vector<KeyRow>& variant_rows) {
+  const bool two = !variant_rows.empty();
+  std::string text = "# Configuration of " + program + "\n\nGenerated from " + source + ". `" + program +
+                     " CONFIG.yaml [key.path=value ...]`: a file gives the keys that differ\n"
+                     "from the defaults, the command line has the last word (`data.train.0.path=...` reaches into a "
+                     "list). Anything\nunknown, doubtful or out of range is refused. Relative paths count from the "
+                     "working folder.\n";
+  const std::string head = "\n| key | default |" + (two ? " " + variant + " |" : std::string()) +
+                           " allowed | unit | meaning |\n| --- | --- |" + (two ? " --- |" : "") +
+                           " --- | --- | --- |\n";
+  const auto code = [](const std::string& value) { return value.empty() ? "" : "`" + value + "`"; };
+  bool table_open = false;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const KeyRow& row = rows[i];
+    const bool top = row.path.find('.') == std::string::npos;
+    if (row.section && top) {
+      text += "\n## " + row.path + "\n" + row.help + ".\n" + head;
+      table_open = true;
+      continue;
+    }
+    if (top && (!table_open || (i > 0 && rows[i - 1].path.find('.') != std::string::npos))) text += head;
+    table_open = true;
+    const bool differs = two && i > 0 && row.value != variant_rows[i].value;
+    text += "| `" + row.path + "` | " + code(row.value) + " | " +
+            (two ? (differs ? code(variant_rows[i].value) : "") + " | " : "") + row.allowed + " | " + row.unit + " | " +
+            row.help + (row.condition.empty() ? "" : " (" + row.condition + ")") + " |\n";
+  }
+  return text;
+}
+
 std::string explain_unknown_key(const std::string& path, const VisitConfig& visit) {
   const std::string plain = without_indices(path);
   const auto leaf = [](const std::string& text) { return text.substr(text.rfind('.') + 1); };

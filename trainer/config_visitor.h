@@ -122,6 +122,12 @@ struct KeyRow {
 /// Every key, in order, with the value that it has. Lists are shown by one item: `visit`'s lists are resized to one.
 std::vector<KeyRow> list_keys(const VisitConfig& visit);
 
+/// Markdown: every key of a program with its default, what is allowed, unit and meaning.
+/// @param source  the file that the table is made from.
+/// @param variant, variant_rows  a column for the keys whose value differs there; rows empty: no such column.
+std::string config_table(const std::string& program, const std::string& source, const std::vector<KeyRow>& rows,
+                         const std::string& variant = "", const std::vector<KeyRow>& variant_rows = {});
+
 /// Why a key that the configuration does not have is refused, with the nearest known one.
 /// @param path  with indices: "data.train.0.typ".
 std::string explain_unknown_key(const std::string& path, const VisitConfig& visit);
