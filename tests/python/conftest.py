@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: MIT
+"""Makes `import prulong` find the checkout's package, and finds the built programs."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "python_bindings"))
+
+
+@pytest.fixture(scope="session")
+def bin_folder() -> Path:
+    """The folder of the programs: $PRULONG_BIN, or that of a preset's build."""
+    named = os.environ.get("PRULONG_BIN")
+    places = [Path(named)] if named else [ROOT / "build" / preset / "bin" for preset in ("cuda", "cpu")]
+    for place in places:
+        if (place / "prulong-export").is_file():
+            return place
+    pytest.fail(f"prulong-export is not built (looked in {', '.join(map(str, places))}): run scripts/setup.sh")

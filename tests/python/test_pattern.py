@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: MIT
+"""prulong.Pattern: rounding, files, imports, refusals."""
+
+import dataclasses
+import json
+import os
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from prulong import ModelShape, Pattern, global_heads
+
+
+def shape(layers, kv_heads):
+    return ModelShape("llama", layers, kv_heads, 2 * kv_heads, 16)
+
+
+def mask_of(scores, sparsity):
+    return [int(value) for value in Pattern.from_scores(shape(1, len(scores)), [scores], sparsity, 0, 1).mask[0]]
+
+
+VALID = {
+    "format": "prulong-pattern",
+    "version": 1,
+    "model": {"type": "llama", "layers": 2, "kv_heads": 2, "query_heads": 4, "head_dim": 8},
+    "sink": 4,
+    "window": 32,
+    "sparsity": 0.5,
+    "mask": [[1, 0], [0, 1]],
+    "scores": [[2.5, -1], [0.125, 3e2]],
+    "provenance": {"seed": "7"},
+}
+VALID_TEXT = json.dumps(VALID)
+
+
+# The same values as in tests/model/test_pattern.cpp.
+@pytest.mark.parametrize(
+    ("sparsity", "heads", "expected"),
+    [
+        (0, 90, 90),
+        (1, 90, 0),
+        (0.7, 90, 27),
+        (0.7, 256, 77),
+        (0.5, 5, 3),
+        (0.1, 5, 5),
+        (0.3, 5, 4),
+        (0.9, 5, 0),
+        (0.5, 1, 1),
+        (0.75, 2, 1),
+        (0.95, 90, 5),
+        (0.25, 6, 5),
+    ],
+)
+def test_rounding_is_to_nearest_with_halves_away_from_zero(sparsity, heads, expected):
+    assert global_heads(sparsity, heads) == expected
+
+
+def test_best_scores_stay_global_and_ties_go_to_the_earlier_head():
+    assert mask_of([0.1, 3, -2, 0.5], 0.5) == [0, 1, 0, 1]
+    assert mask_of([1, 1, 1, 1], 0.5) == [1, 1, 0, 0]
+    assert mask_of([0, 1, 0.5, 1, 0.5], 0.4) == [0, 1, 1, 1, 0]
+    assert mask_of([-0.0, 0.0], 0.5) == [1, 0]
+    assert mask_of([5, 4], 0) == [1, 1]
+    assert mask_of([5, 4], 1) == [0, 0]
+
+
+def test_scores_may_be_a_tensor():
+    scores = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    pattern = Pattern.from_scores(shape(2, 2), scores, 0.5, 4, 8)
+    assert pattern.mask == ((False, False), (True, True))
+    assert pattern.mask_tensor().tolist() == [[False, False], [True, True]]
+    assert (pattern.heads, pattern.global_count, pattern.local_fraction) == (4, 2, 0.5)
+    assert pattern.to_tsv() == "0.0\t0.0\n1.0\t1.0\n"
+    assert str(pattern) == "layer  KV head 0 on the left; # global, . local\n    1  ##\n    0  ..\n"
+    assert hash(pattern) == hash(dataclasses.replace(pattern))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        pattern.sink = 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scores": [[1, float("nan")], [0, 0]]}, "layer 0, head 1 is not a finite number"),
+        ({"scores": [[1, float("inf")], [0, 0]]}, "not a finite number"),
+        ({"scores": [[1, 2]]}, "expected scores of 2 layers x 2 KV heads, found 1 rows of 2"),
+        ({"scores": [[1, 2], [3]]}, "found 2 rows of 1/2"),
+        ({"sparsity": 1.5}, "sparsity must be from 0 to 1, found 1.5"),
+        ({"sparsity": float("nan")}, "sparsity must be from 0 to 1"),
+        ({"sink": -1}, "sink must be at least 0"),
+        ({"window": 0}, "window must be at least 1"),
+    ],
+)
+def test_from_scores_refuses_what_makes_no_mask(change, message):
+    arguments = {"scores": [[1, 2], [3, 4]], "sparsity": 0.5, "sink": 0, "window": 1} | change
+    with pytest.raises(ValueError, match=message) as error:
+        Pattern.from_scores(shape(2, 2), **arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_a_saved_pattern_reads_back_exactly(tmp_path):
+    generator = random.Random(3)
+    scores = [[generator.gauss(0, 1) * 10 ** generator.gauss(0, 20) for _ in range(3)] for _ in range(4)]
+    scores[0] = [0.1, -5e-324, 1.7976931348623157e308]
+    pattern = Pattern.from_scores(shape(4, 3), scores, 0.7, 128, 1024, {"data": 'a "quoted"\n\u00e9', "seed": "42"})
+    pattern.save(tmp_path / "new" / "folder")
+    assert Pattern.load(tmp_path / "new" / "folder") == pattern
+    assert Pattern.load(tmp_path / "new" / "folder" / "pattern.json") == pattern
+    assert (tmp_path / "new" / "folder" / "masks.tsv").read_text() == pattern.to_tsv()
+    assert sorted(os.listdir(tmp_path / "new")) == ["folder"]
+    assert sorted(os.listdir(tmp_path / "new" / "folder")) == ["masks.tsv", "pattern.json"]
+
+    other = dataclasses.replace(pattern, window=7)
+    other.save(tmp_path / "new" / "folder")
+    assert Pattern.load(tmp_path / "new" / "folder") == other != pattern
+
+    (tmp_path / "taken").write_text("text")
+    with pytest.raises(ValueError, match="not a folder"):
+        pattern.save(tmp_path / "taken")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"sink": 4', '"sinks": 4', "unknown key sinks"),
+        ('"sink": 4, ', "", "key sink is missing"),
+        ('"sink": 4', '"sink": 4, "sink": 5', 'key "sink" stands there twice'),
+        ('"sink": 4', '"sink": -1', "key sink: expected an integer of at least 0, found -1"),
+        ('"sink": 4', '"sink": 4.0', "key sink: expected an integer"),
+        ('"sink": 4', '"sink": true', "key sink: expected an integer"),
+        ('"sink": 4', '"sink": 18446744073709551615', "key sink: expected an integer"),
+        ('"window": 32', '"window": 0', "key window: expected an integer of at least 1, found 0"),
+        ("0.5", "1.5", "key sparsity: expected a number from 0 to 1, found 1.5"),
+        ("0.5", "NaN", "not valid JSON"),
+        ('"version": 1', '"version": 2', "reads version 1, found 2"),
+        ('"version": 1', '"version": true', "key version"),
+        ("prulong-pattern", "other", "not a pattern file"),
+        ('"type": "llama"', '"type": ""', "key model.type"),
+        ('"head_dim": 8', '"head_dim": 8, "rope": 1', "unknown key model.rope"),
+        ('"layers": 2', '"layers": 3', r"key mask: expected 3 rows \(layers\) of 2, found 2 rows"),
+        ('"query_heads": 4', '"query_heads": 3', "query_heads 3 is not a multiple of kv_heads 2"),
+        ("[1, 0]", "[1, 0, 1]", r"key mask\[0\]: expected 2 values"),
+        ("[1, 0]", "[1, 2]", r"key mask\[0\]\[1\]: expected 0 or 1, found 2"),
+        ("[1, 0]", "[1, false]", r"key mask\[0\]\[1\]: expected 0 or 1, found false"),
+        ("[2.5, -1]", '[2.5, "x"]', r'key scores\[0\]\[1\]: expected a finite number, found "x"'),
+        ("[2.5, -1]", "[2.5, 1e999]", r"key scores\[0\]\[1\]"),
+        ("[2.5, -1]", "[2.5, " + "9" * 400 + "]", r"key scores\[0\]\[1\]"),
+        ("[2.5, -1]", "[2.5, " + "9" * 5000 + "]", "not valid JSON"),
+        ('{"seed": "7"}', "[]", "key provenance: expected an object"),
+        ('"7"', "7", "key provenance.seed: expected a text, found 7"),
+        ('"7"', '"', "not valid JSON"),
+        ("[1, 0]", "[" * 100000, "nested too deeply|not valid JSON"),
+    ],
+)
+def test_a_bad_file_is_refused_by_file_and_key(tmp_path, old, new, message):
+    assert old in VALID_TEXT
+    file = tmp_path / "bad.json"
+    file.write_text(VALID_TEXT.replace(old, new, 1))
+    with pytest.raises(ValueError, match=message) as error:
+        Pattern.load(file)
+    assert str(file) in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 1000
+
+
+def test_damaged_files_never_do_worse_than_a_refusal(tmp_path):
+    file = tmp_path / "damaged.json"
+    content = VALID_TEXT.encode()
+    generator = random.Random(5)
+    for length in range(len(content)):
+        file.write_bytes(content[:length])
+        with pytest.raises(ValueError):
+            Pattern.load(file)
+    for _ in range(500):
+        damaged = bytearray(content)
+        for _ in range(3):
+            damaged[generator.randrange(len(damaged))] = generator.randrange(256)
+        file.write_bytes(damaged)
+        try:
+            Pattern.load(file)
+        except ValueError:
+            pass
+    with pytest.raises(FileNotFoundError):
+        Pattern.load(tmp_path / "none")
+
+
+def test_a_pattern_for_another_model_is_refused_by_what_differs():
+    pattern = Pattern.from_scores(shape(4, 2), [[1, 1]] * 4, 0, 4, 16)
+    config = SimpleNamespace(
+        model_type="llama",
+        num_hidden_layers=4,
+        num_key_value_heads=2,
+        num_attention_heads=4,
+        head_dim=16,
+        hidden_size=8,
+    )
+    pattern.check_fits(config)
+    for key, value, message in [
+        ("model_type", "mistral", "type llama in the pattern, mistral in the model"),
+        ("num_hidden_layers", 5, "layers 4 in the pattern, 5 in the model"),
+        ("num_key_value_heads", 4, "kv_heads 2 in the pattern, 4 in the model"),
+        ("num_key_value_heads", None, "kv_heads 2 in the pattern, 4 in the model"),
+        ("num_attention_heads", 8, "query_heads 4 in the pattern, 8 in the model"),
+        ("head_dim", 64, "head_dim 16 in the pattern, 64 in the model"),
+        ("head_dim", None, "head_dim 16 in the pattern, 2 in the model"),
+    ]:
+        other = SimpleNamespace(**{**vars(config), key: value})
+        with pytest.raises(ValueError, match=message):
+            pattern.check_fits(other)
+
+
+def test_duo_attention_folder(tmp_path):
+    (tmp_path / "full_attention_heads.tsv").write_text(
+        "-9.584426879882812500e-05\t5.585937500000000000e-01\n1.000000000000000000e+00\t0.000000000000000000e+00\n"
+    )
+    (tmp_path / "config.json").write_text('{"model_name": "x", "lr": 0.02, "sink_size": 128, "recent_size": 256}')
+    pattern = Pattern.from_duo_attention(tmp_path, shape(2, 2), 0.5)
+    assert pattern.scores == ((-9.5844268798828125e-05, 0.55859375), (1.0, 0.0))
+    assert pattern.mask == ((False, True), (True, False))
+    assert (pattern.sink, pattern.window, pattern.sparsity) == (128, 256, 0.5)
+    assert pattern.provenance["source"] == f"DuoAttention folder {tmp_path.name}"
+    assert Pattern.from_duo_attention(tmp_path, shape(2, 2), 0.5, sink=1, window=2).window == 2
+    with pytest.raises(ValueError, match="2 rows of 2, but the model has 4 layers of 2 KV heads"):
+        Pattern.from_duo_attention(tmp_path, shape(4, 2), 0.5)
+    (tmp_path / "config.json").write_text('{"sink_size": 128}')
+    with pytest.raises(ValueError, match="key recent_size is missing"):
+        Pattern.from_duo_attention(tmp_path, shape(2, 2), 0.5)
+
+
+def test_table_of_zeros_and_ones(tmp_path):
+    file = tmp_path / "masks.tsv"
+    file.write_bytes(b"1.0\t0.0\r\n0.0\t0\r\n1\t1.0\r\n\r\n")
+    pattern = Pattern.from_tsv(file, shape(3, 2), 128, 1024)
+    assert pattern.mask == ((True, False), (False, False), (True, True))
+    assert pattern.sparsity == 0.5
+    assert Pattern.from_tsv(file, shape(3, 2), 128, 1024, 0.5).mask == pattern.mask
+    with pytest.raises(ValueError, match="tells 3 of 6 heads from the others, and sparsity 0.3 keeps 4"):
+        Pattern.from_tsv(file, shape(3, 2), 128, 1024, 0.3)
+    file.write_text("0.5\t0.25\n")
+    with pytest.raises(ValueError, match="a score per head, not a mask"):
+        Pattern.from_tsv(file, shape(1, 2), 128, 1024)
+    for content, message in [
+        ("", "an empty table"),
+        ("1\t0\n1\n", ":2: 1 columns"),
+        ("1\t0\n\n1\t0\n", ":2: an empty row"),
+        ("1\t0\n1\tx\n", ":2: expected a finite number, found 'x'"),
+        ("1 0\n1 0\n", ":1: expected a finite number, found '1 0'"),
+        ("nan\t0\n1\t0\n", ":1: expected a finite number"),
+        ("1_0\t0\n1\t0\n", ":1: expected a finite number"),
+        ("1\t0\n1\t1e999\n", ":2: expected a finite number"),
+    ]:
+        file.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            Pattern.from_tsv(file, shape(2, 2), 1, 1)
