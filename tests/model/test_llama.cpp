@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: MIT
+#include "model/llama.h"
+
+#include <ATen/ops/allclose.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/equal.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/rand.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/GradMode.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "model/error.h"
+#include "tests/model/tiny_llama.h"
+#include "tests/support/catch.h"
+
+namespace prulong {
+namespace {
+
+using test::tiny_llama;
+
+const auto kF64 = at::TensorOptions().dtype(at::kDouble);
+const auto kI32 = at::TensorOptions().dtype(at::kInt);
+
+/// Three documents of 5, 1 and 7 tokens.
+PackedTokens three_documents() { return {test::random_tokens(13, 37), at::tensor({0, 5, 6, 13}, kI32), 7}; }
+
+/// Gates of every sort: closed, open and in between.
+at::Tensor mixed_gates() { return at::tensor({0.3, 1.0, 0.0, 0.8}, kF64).view({2, 2}); }
+
+/// The model by the textbook formulas on one document, every head by its own [T, T] scores.
+at::Tensor textbook(const Llama& model, const at::Tensor& tokens, const at::Tensor& gates, int64_t sink,
+                    int64_t window) {
+  const ModelConfig& c = model.config();
+  const auto weight = [&](const std::string& name) { return model.weights().at(name + ".weight"); };
+  const auto norm = [&](const at::Tensor& x, const at::Tensor& w) {
+    return x.div(x.pow(2).mean(-1, true).add(c.rms_norm_eps).sqrt()).mul(w);
+  };
+  const int64_t count = tokens.size(0), half = c.head_dim / 2;
+  const auto size = static_cast<double>(c.head_dim);
+  const at::Tensor position = at::arange(count, kF64).unsqueeze(1);
+  const at::Tensor angle = position.mul(at::arange(half, kF64).mul(-2.0 * std::log(c.rope.theta) / size).exp());
+  const auto turn = [&](const at::Tensor& x) {  // [T, D]
+    const at::Tensor a = x.narrow(1, 0, half), b = x.narrow(1, half, half);
+    return at::cat({a.mul(angle.cos()).sub(b.mul(angle.sin())), b.mul(angle.cos()).add(a.mul(angle.sin()))}, 1);
+  };
+  const at::Tensor distance = position.sub(position.t());
+  const at::Tensor causal = distance.ge(0),
+                   local = causal.logical_and(distance.lt(window).logical_or(position.t().lt(sink)));
+  at::Tensor x = weight("model.embed_tokens").index_select(0, tokens);
+  for (int64_t l = 0; l < c.layers; ++l) {
+    const std::string layer = "model.layers." + std::to_string(l) + ".";
+    const at::Tensor h = norm(x, weight(layer + "input_layernorm"));
+    const auto head = [&](const char* name, int64_t i) {
+      return h.mm(weight(layer + "self_attn." + name).narrow(0, i * c.head_dim, c.head_dim).t());
+    };
+    std::vector<at::Tensor> outputs;
+    for (int64_t i = 0; i < c.query_heads; ++i) {
+      const int64_t group = i / (c.query_heads / c.kv_heads);
+      const at::Tensor scores = turn(head("q_proj", i)).mm(turn(head("k_proj", group)).t()).div(std::sqrt(size));
+      const auto attend = [&](const at::Tensor& visible) {
+        return scores.masked_fill(visible.logical_not(), -INFINITY).softmax(-1).mm(head("v_proj", group));
+      };
+      const at::Tensor z = gates[l][group];
+      outputs.push_back(attend(causal).mul(z).add(attend(local).mul(z.neg().add(1))));
+    }
+    x = x.add(at::cat(outputs, 1).mm(weight(layer + "self_attn.o_proj").t()));
+    const at::Tensor m = norm(x, weight(layer + "post_attention_layernorm"));
+    const at::Tensor gate = m.mm(weight(layer + "mlp.gate_proj").t()), up = m.mm(weight(layer + "mlp.up_proj").t());
+    x = x.add(gate.mul(gate.sigmoid()).mul(up).mm(weight(layer + "mlp.down_proj").t()));
+  }
+  return norm(x, weight("model.norm"));
+}
+
+/// A scalar that depends on every entry of the output.
+at::Tensor score(const at::Tensor& hidden) {
+  return hidden.to(at::kDouble).mul(at::arange(hidden.numel(), kF64).sin().view(hidden.sizes())).sum();
+}
+
+TEST_CASE("llama: the textbook formulas, gates and packed documents included") {
+  const Llama model = tiny_llama(at::kDouble);
+  const PackedTokens input = three_documents();
+  const HeadRoles roles{mixed_gates(), 1, 2};
+  std::vector<at::Tensor> alone;
+  for (const auto& [begin, length] : {std::pair{0, 5}, std::pair{5, 1}, std::pair{6, 7}}) {
+    alone.push_back(textbook(model, input.tokens.narrow(0, begin, length), roles.heads, roles.sink, roles.window));
+  }
+  // 1e-6: RoPE's frequencies are float32, as everywhere.
+  CHECK(at::allclose(model.forward(input, roles), at::cat(alone, 0), 0, 1e-6));
+  CHECK_FALSE(at::allclose(model.forward(input, {}), at::cat(alone, 0), 0, 1e-2));
+}
+
+TEST_CASE("llama: packed documents give what each gives alone") {
+  const Llama model = tiny_llama(at::kFloat);
+  const PackedTokens input = three_documents();
+  const HeadRoles roles{mixed_gates().to(at::kFloat), 1, 2};
+  const at::Tensor packed = model.forward(input, roles);
+  for (const auto& [begin, length] : {std::pair{0, 5}, std::pair{5, 1}, std::pair{6, 7}}) {
+    const at::Tensor alone = model.forward(PackedTokens::single(input.tokens.narrow(0, begin, length)), roles);
+    CHECK(at::allclose(packed.narrow(0, begin, length), alone, 1e-5, 1e-5));
+  }
+}
+
+TEST_CASE("llama: boolean roles, gates of zero and one, and no roles agree") {
+  const Llama model = tiny_llama(at::kFloat);
+  const PackedTokens input = three_documents();
+  const at::Tensor mask = at::tensor({1, 0, 0, 1}).to(at::kBool).view({2, 2});
+  const at::Tensor by_mask = model.forward(input, {mask, 1, 2});
+  CHECK(at::allclose(by_mask, model.forward(input, {mask.to(at::kFloat), 1, 2}), 1e-5, 1e-5));
+  const at::Tensor open = model.forward(input, {});
+  CHECK(at::allclose(open, model.forward(input, {at::ones({2, 2}), 1, 2}), 1e-6, 1e-6));
+  CHECK(at::allclose(open, model.forward(input, {at::ones({2, 2}).to(at::kBool), 1, 2}), 1e-5, 1e-5));
+  CHECK_FALSE(at::allclose(open, by_mask, 1e-2, 1e-2));
+}
+
+TEST_CASE("llama: roles of a pattern") {
+  const Llama model = tiny_llama(at::kFloat);
+  Pattern pattern;
+  pattern.model = model.config().shape();
+  pattern.sink = 1;
+  pattern.window = 2;
+  pattern.scores = {1, 0, 0, 1};
+  pattern.mask = {1, 0, 0, 1};
+  const HeadRoles roles = HeadRoles::from_pattern(pattern, model.config(), at::kCPU);
+  CHECK(at::equal(roles.heads, at::tensor({1, 0, 0, 1}).to(at::kBool).view({2, 2})));
+  CHECK(roles.sink == 1);
+  CHECK(roles.window == 2);
+  pattern.model.layers = 3;
+  CHECK_THROWS_AS(HeadRoles::from_pattern(pattern, model.config(), at::kCPU), Error);
+}
+
+TEST_CASE("llama: gate gradients by finite differences") {
+  const Llama model = tiny_llama(at::kDouble);
+  const PackedTokens input = three_documents();
+  const at::Tensor gates = at::tensor({0.3, 0.6, 0.5, 0.8}, kF64).view({2, 2}).set_requires_grad(true);
+  const auto value = [&](const at::Tensor& g) { return score(model.forward(input, {g, 1, 2})); };
+  const at::Tensor found = torch::autograd::grad({value(gates)}, {gates})[0];
+  const double step = 1e-5;
+  const c10::NoGradGuard no_grad;
+  for (int64_t i = 0; i < 4; ++i) {
+    at::Tensor up = gates.detach().clone(), down = gates.detach().clone();
+    up.view(-1)[i].add_(step);
+    down.view(-1)[i].sub_(step);
+    const double expected = (value(up).item<double>() - value(down).item<double>()) / (2 * step);
+    CHECK(found.view(-1)[i].item<double>() == Approx(expected).epsilon(1e-6).margin(1e-8));
+  }
+}
+
+TEST_CASE("llama: weight and gate gradients against the textbook model") {
+  for (const bool tied : {false, true}) {
+    Llama model = tiny_llama(at::kDouble, tied);
+    model.set_trainable(true);
+    const at::Tensor tokens = test::random_tokens(9, 37), labels = test::random_tokens(9, 37);
+    const at::Tensor gates = at::tensor({0.3, 0.6, 0.5, 0.8}, kF64).view({2, 2}).set_requires_grad(true);
+    std::vector<at::Tensor> leaves{gates};
+    for (const auto& [name, weight] : model.weights()) leaves.push_back(weight);
+    const at::Tensor found = model.forward(PackedTokens::single(tokens), {gates, 1, 2});
+    const at::Tensor expected = textbook(model, tokens, gates, 1, 2);
+    const auto loss = [&](const at::Tensor& hidden) { return next_token_loss(hidden, model.head_weight(), labels, 4); };
+    const auto found_grads = torch::autograd::grad({loss(found)}, leaves);
+    const auto expected_grads = torch::autograd::grad({loss(expected)}, leaves);
+    for (size_t i = 0; i < leaves.size(); ++i) CHECK(at::allclose(found_grads[i], expected_grads[i], 1e-5, 1e-5));
+  }
+}
+
+TEST_CASE("llama: recomputing changes neither values nor gradients by a bit") {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    for (const bool trainable : {false, true}) {
+      Llama model = tiny_llama(dtype);
+      model.set_trainable(trainable);
+      const PackedTokens input = three_documents();
+      const at::Tensor gates = mixed_gates().to(at::kFloat).set_requires_grad(true);
+      std::vector<at::Tensor> leaves{gates};
+      if (trainable) {
+        // The head is no part of the hidden states.
+        for (const auto& [name, weight] : model.weights()) {
+          if (name != "lm_head.weight") leaves.push_back(weight);
+        }
+      }
+      const at::Tensor plain = model.forward(input, {gates, 1, 2}, false);
+      const at::Tensor again = model.forward(input, {gates, 1, 2}, true);
+      CHECK(at::equal(plain, again));
+      const auto plain_grads = torch::autograd::grad({score(plain)}, leaves);
+      const auto again_grads = torch::autograd::grad({score(again)}, leaves);
+      for (size_t i = 0; i < leaves.size(); ++i) CHECK(at::equal(plain_grads[i], again_grads[i]));
+    }
+  }
+}
+
+TEST_CASE("llama: frozen weights get no gradient, and without gates nothing is recorded") {
+  Llama model = tiny_llama(at::kFloat);
+  const PackedTokens input = three_documents();
+  CHECK_FALSE(model.forward(input, {}).requires_grad());
+  CHECK_FALSE(model.forward(input, {}, true).requires_grad());
+  const at::Tensor gates = at::rand({2, 2}).set_requires_grad(true);
+  next_token_loss(model.forward(input, {gates, 1, 2}), model.head_weight(), test::random_tokens(13, 37), 4).backward();
+  CHECK(gates.grad().defined());
+  for (const auto& [name, weight] : model.weights()) CHECK_FALSE(weight.grad().defined());
+
+  model.set_trainable(true);
+  for (const auto& [name, weight] : model.weights()) CHECK((weight.requires_grad() && weight.is_leaf()));
+  model.forward(input, {}).sum().backward();
+  CHECK(model.weights().at("model.layers.0.mlp.up_proj.weight").grad().defined());
+  CHECK_THROWS_WITH(model.forward(input, {at::ones({2, 2}).to(at::kBool), 1, 2}),
+                    ContainsSubstring("have no gradients"));
+  model.set_trainable(false);
+  CHECK_FALSE(model.forward(input, {}).requires_grad());
+}
+
+TEST_CASE("llama: bfloat16 stays near float32") {
+  const ModelConfig config = test::tiny_config();
+  TensorMap narrow = test::tiny_weights(config, at::kBFloat16), wide;
+  for (const auto& [name, weight] : narrow) wide[name] = weight.to(at::kFloat);
+  const PackedTokens input = three_documents();
+  const at::Tensor found = Llama(config, narrow).forward(input, {});
+  CHECK(found.scalar_type() == at::kBFloat16);
+  CHECK(at::allclose(found.to(at::kFloat), Llama(config, wide).forward(input, {}), 0.1, 0.1));
+}
+
+TEST_CASE("llama: bad input is refused by name") {
+  const Llama model = tiny_llama(at::kFloat);
+  const auto refused = [&](const PackedTokens& input, const HeadRoles& roles, const char* message) {
+    CHECK_THROWS_WITH(model.forward(input, roles), ContainsSubstring(message));
+    CHECK_THROWS_AS(model.forward(input, roles), Error);
+  };
+  PackedTokens input = three_documents();
+  input.tokens.select(0, 9).fill_(37);
+  refused(input, {}, "token 37 at position 9 is outside the model's vocabulary of 37");
+  input.tokens.select(0, 4).fill_(-1);
+  refused(input, {}, "token -1 at position 4");
+  input = three_documents();
+  refused({input.tokens.to(at::kInt), input.cu_seqlens, 7}, {}, "tokens must be one row of int64");
+  refused({input.tokens, at::tensor({0, 5, 12}, kI32), 7}, {}, "found 0 and 12 at its ends");
+  refused({input.tokens, at::tensor({0, 9, 6, 13}, kI32), 9}, {}, "document 1 from 9 to 6");
+  refused({input.tokens, at::tensor({0, 90, 13}, kI32), 100}, {}, "document 0 from 0 to 90");
+  refused({input.tokens, input.cu_seqlens, 6}, {}, "max_seqlen = 6, found document 2 from 6 to 13");
+  refused({input.tokens, input.cu_seqlens.to(at::kLong), 7}, {}, "another shape, dtype or device");
+  refused(input, {at::ones({2, 3}), 1, 2}, "head roles have shape [2, 3], the model has [2, 2]");
+  refused(input, {at::ones({2, 2}).to(at::kInt), 1, 2}, "head roles must be float32 or bool");
+}
+
+}  // namespace
+}  // namespace prulong

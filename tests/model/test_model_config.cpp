@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: MIT
+#include "model/model_config.h"
+
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "model/error.h"
+#include "tests/model/tiny_llama.h"
+#include "tests/support/catch.h"
+
+namespace prulong {
+namespace {
+
+using nlohmann::json;
+
+const json kPlain = {{"model_type", "llama"},    {"vocab_size", 100},      {"hidden_size", 64},
+                     {"intermediate_size", 128}, {"num_hidden_layers", 3}, {"num_attention_heads", 8}};
+
+ModelConfig read(const json& config) {
+  const test::TemporaryFolder folder;
+  test::write_text(folder / "config.json", config.dump());
+  return read_model_config(folder.path());
+}
+
+/// kPlain with changes merged in; null removes a key.
+json with(const json& changes) {
+  json config = kPlain;
+  config.update(changes);
+  return config;
+}
+
+TEST_CASE("model config: defaults are those of transformers") {
+  const ModelConfig config = read(kPlain);
+  CHECK(config.model_type == "llama");
+  CHECK(config.vocab_size == 100);
+  CHECK(config.hidden_size == 64);
+  CHECK(config.intermediate_size == 128);
+  CHECK(config.layers == 3);
+  CHECK(config.query_heads == 8);
+  CHECK(config.kv_heads == 8);
+  CHECK(config.head_dim == 8);
+  CHECK(config.rms_norm_eps == 1e-6);
+  CHECK_FALSE(config.tied_embeddings);
+  CHECK(config.max_positions == 2048);
+  CHECK(config.rope.kind == RopeConfig::Kind::kDefault);
+  CHECK(config.rope.theta == 10000.0);
+  CHECK(config.shape() == ModelShape{"llama", 3, 8, 8, 8});
+}
+
+TEST_CASE("model config: RoPE as transformers 4.x and 5.x write it") {
+  const json llama3 = {{"rope_type", "llama3"},
+                       {"factor", 8.0},
+                       {"low_freq_factor", 1.0},
+                       {"high_freq_factor", 4.0},
+                       {"original_max_position_embeddings", 8192}};
+  json nested = llama3;
+  nested["rope_theta"] = 500000.0;
+  json untold = llama3;
+  untold.erase("original_max_position_embeddings");
+  for (const json& changes :
+       {json{{"rope_theta", 500000.0}, {"rope_scaling", llama3}}, json{{"rope_parameters", nested}},
+        json{{"rope_theta", 5e5}, {"rope_scaling", untold}, {"max_position_embeddings", 8192}}}) {
+    const RopeConfig rope = read(with(changes)).rope;
+    CHECK(rope.kind == RopeConfig::Kind::kLlama3);
+    CHECK(rope.theta == 500000.0);
+    CHECK(rope.factor == 8.0);
+    CHECK(rope.low_freq_factor == 1.0);
+    CHECK(rope.high_freq_factor == 4.0);
+    CHECK(rope.original_max_positions == 8192);
+  }
+  const RopeConfig linear = read(with({{"rope_scaling", {{"type", "linear"}, {"factor", 2}}}})).rope;
+  CHECK(linear.kind == RopeConfig::Kind::kLinear);
+  CHECK(linear.factor == 2.0);
+  CHECK(linear.theta == 10000.0);
+  const RopeConfig plain = read(with({{"rope_parameters", {{"rope_type", "default"}, {"rope_theta", 100000}}}})).rope;
+  CHECK(plain.kind == RopeConfig::Kind::kDefault);
+  CHECK(plain.theta == 100000.0);
+  CHECK(read(with({{"rope_scaling", nullptr}, {"rope_theta", 25.0}})).rope.theta == 25.0);
+}
+
+TEST_CASE("model config: accepted variants") {
+  CHECK(read(with({{"head_dim", 32}, {"num_key_value_heads", 2}})).head_dim == 32);
+  CHECK(read(with({{"head_dim", 32}, {"hidden_size", 63}})).hidden_size == 63);
+  CHECK(read(with({{"tie_word_embeddings", true}})).tied_embeddings);
+  CHECK(read(with({{"sliding_window", 4096}, {"use_sliding_window", false}})).layers == 3);
+  CHECK(read(with({{"attention_dropout", 0.1}, {"unknown_key", "x"}, {"quantization_config", nullptr}})).layers == 3);
+}
+
+TEST_CASE("model config: what would change the mathematics is refused by name") {
+  const auto refused = [](const json& changes, const std::string& message) {
+    INFO(changes.dump());
+    CHECK_THROWS_WITH(read(with(changes)), ContainsSubstring("config.json: ") && ContainsSubstring(message));
+    CHECK_THROWS_AS(read(with(changes)), Error);
+  };
+  refused({{"model_type", "gpt2"}}, R"("model_type" is "gpt2"; supported model types: "llama")");
+  refused({{"model_type", nullptr}}, R"("model_type" is null)");
+  refused({{"hidden_act", "gelu"}}, R"("hidden_act" is "gelu"; only "silu")");
+  refused({{"attention_bias", true}}, R"("attention_bias" is true)");
+  refused({{"mlp_bias", true}}, R"("mlp_bias" is true)");
+  refused({{"quantization_config", {{"bits", 4}}}}, R"("quantization_config" is {"bits":4})");
+  refused({{"sliding_window", 4096}}, R"("sliding_window" is 4096)");
+  refused({{"sliding_window", 4096}, {"use_sliding_window", true}}, R"("sliding_window" is 4096)");
+  refused({{"pretraining_tp", 2}}, R"("pretraining_tp" is 2; only 1)");
+  refused({{"partial_rotary_factor", 0.5}}, R"("partial_rotary_factor" is 0.5)");
+  refused({{"num_key_value_heads", 3}},
+          R"("num_key_value_heads" is 3; it must divide "num_attention_heads", which is 8)");
+  refused({{"hidden_size", 63}}, R"("hidden_size" is 63)");
+  refused({{"head_dim", 7}}, R"("head_dim" is 7; RoPE needs an even size)");
+  refused({{"hidden_size", 24}}, R"("head_dim" is missing; RoPE needs an even size, it would be 3)");
+  for (const char* key :
+       {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"}) {
+    for (const json& value :
+         {json(0), json(-1), json(1.5), json("8"), json(true), json(3000000000), json(json::array())}) {
+      refused({{key, value}}, std::string("\"") + key + "\" is " + value.dump() + "; expected a whole number");
+    }
+    refused({{key, nullptr}}, std::string("\"") + key + "\" is null; expected a whole number");
+  }
+  refused({{"rms_norm_eps", 0}}, R"("rms_norm_eps" is 0; expected a positive number)");
+  refused({{"rms_norm_eps", "1e-6"}}, R"("rms_norm_eps" is "1e-6")");
+  refused({{"tie_word_embeddings", 1}}, R"("tie_word_embeddings" is 1; expected true or false)");
+  refused({{"rope_theta", -1.0}}, R"("rope_theta" is -1.0)");
+  refused({{"rope_scaling", "linear"}}, R"("rope_scaling" is "linear"; expected an object)");
+  refused({{"rope_scaling", {{"type", "yarn"}, {"factor", 2}}}}, R"("rope_scaling.type" is "yarn"; supported are)");
+  refused({{"rope_parameters", {{"rope_type", "dynamic"}, {"factor", 2}}}},
+          R"("rope_parameters.rope_type" is "dynamic")");
+  refused({{"rope_scaling", {{"type", "linear"}}}}, R"("rope_scaling.factor" is missing; expected a positive number)");
+  refused({{"rope_scaling", {{"rope_type", "llama3"}, {"factor", 8}}}}, R"("rope_scaling.low_freq_factor" is missing)");
+  refused({{"rope_scaling", {{"rope_type", "llama3"}, {"factor", 8}, {"low_freq_factor", 4}, {"high_freq_factor", 4}}}},
+          R"("rope_scaling.high_freq_factor" is 4; expected more than low_freq_factor)");
+  refused({{"rope_parameters", {{"rope_theta", 1e4}, {"partial_rotary_factor", 0.25}}}},
+          R"("rope_parameters.partial_rotary_factor" is 0.25)");
+  refused({{"rope_parameters", {{"full_attention", {{"rope_theta", 1e4}}}}}},
+          R"("rope_parameters.full_attention" is {)");
+  refused({{"rope_parameters", {{"rope_theta", 1e4}}}, {"rope_scaling", {{"rope_theta", 1e5}}}},
+          R"(it differs from "rope_parameters")");
+}
+
+TEST_CASE("model config: files that are not a config") {
+  const test::TemporaryFolder folder;
+  const auto refused = [&](const std::string& message) {
+    CHECK_THROWS_WITH(read_model_config(folder.path()), ContainsSubstring(message));
+    CHECK_THROWS_AS(read_model_config(folder.path()), Error);
+  };
+  CHECK_THROWS_WITH(read_model_config(folder / "no"), ContainsSubstring("no such folder"));
+  refused("config.json: cannot open");
+  for (const char* text : {"", "{", "{\"a\":}", "\xff"}) {
+    test::write_text(folder / "config.json", text);
+    refused("config.json: not valid JSON at byte");
+  }
+  test::write_text(folder / "config.json", "[]");
+  refused("expected a JSON object");
+  test::write_text(folder / "config.json", "{\"a\": 1e999}");
+  refused("number out of range");
+  test::write_text(folder / "config.json", std::string(100000, '['));
+  refused("not valid JSON");
+}
+
+}  // namespace
+}  // namespace prulong

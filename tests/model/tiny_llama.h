@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: MIT
+// Small models and folders for tests.
+#pragma once
+
+#include <ATen/Context.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/randint.h>
+#include <ATen/ops/randn.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <utility>
+
+#include "model/llama.h"
+
+namespace prulong::test {
+
+/// 2 layers, 4 query and 2 KV heads of 6, hidden size 20 (not heads * head_dim).
+inline ModelConfig tiny_config(bool tied = false) {
+  ModelConfig config;
+  config.model_type = "llama";
+  config.vocab_size = 37;
+  config.hidden_size = 20;
+  config.intermediate_size = 28;
+  config.layers = 2;
+  config.query_heads = 4;
+  config.kv_heads = 2;
+  config.head_dim = 6;
+  config.rms_norm_eps = 1e-5;
+  config.tied_embeddings = tied;
+  config.max_positions = 64;
+  return config;
+}
+
+/// Random weights of the config's shapes.
+inline TensorMap tiny_weights(const ModelConfig& config, at::ScalarType dtype, uint64_t seed = 1) {
+  at::manual_seed(seed);
+  TensorMap weights;
+  const auto add = [&](const std::string& name, at::IntArrayRef shape) {
+    const at::Tensor noise = at::randn(shape, at::TensorOptions().dtype(at::kDouble));
+    weights[name] = (shape.size() == 1 ? noise.mul(0.2).add(1.0) : noise.mul(0.3)).to(dtype);
+  };
+  const int64_t hidden = config.hidden_size, mlp = config.intermediate_size, d = config.head_dim;
+  add("model.embed_tokens.weight", {config.vocab_size, hidden});
+  add("model.norm.weight", {hidden});
+  if (!config.tied_embeddings) add("lm_head.weight", {config.vocab_size, hidden});
+  for (int64_t l = 0; l < config.layers; ++l) {
+    const std::string layer = "model.layers." + std::to_string(l) + ".";
+    add(layer + "input_layernorm.weight", {hidden});
+    add(layer + "self_attn.q_proj.weight", {config.query_heads * d, hidden});
+    add(layer + "self_attn.k_proj.weight", {config.kv_heads * d, hidden});
+    add(layer + "self_attn.v_proj.weight", {config.kv_heads * d, hidden});
+    add(layer + "self_attn.o_proj.weight", {hidden, config.query_heads * d});
+    add(layer + "post_attention_layernorm.weight", {hidden});
+    add(layer + "mlp.gate_proj.weight", {mlp, hidden});
+    add(layer + "mlp.up_proj.weight", {mlp, hidden});
+    add(layer + "mlp.down_proj.weight", {hidden, mlp});
+  }
+  return weights;
+}
+
+inline Llama tiny_llama(at::ScalarType dtype, bool tied = false, uint64_t seed = 1) {
+  const ModelConfig config = tiny_config(tied);
+  return Llama(config, tiny_weights(config, dtype, seed));
+}
+
+/// The config.json of tiny_config.
+inline std::string tiny_config_json(bool tied = false) {
+  return std::string(R"({"model_type": "llama", "vocab_size": 37, "hidden_size": 20, "intermediate_size": 28,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 64, "torch_dtype": "bfloat16", "tie_word_embeddings": )") +
+         (tied ? "true}" : "false}");
+}
+
+inline at::Tensor random_tokens(int64_t count, int64_t vocab_size) {
+  return at::randint(vocab_size, {count}, at::TensorOptions().dtype(at::kLong));
+}
+
+/// A folder of its own, removed with everything in it.
+class TemporaryFolder {
+ public:
+  TemporaryFolder() {
+    std::string name = (std::filesystem::temp_directory_path() / "prulong-test-XXXXXX").string();
+    path_ = ::mkdtemp(name.data());
+  }
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+  ~TemporaryFolder() { remove(path_); }
+  std::filesystem::path operator/(const std::string& name) const { return path_ / name; }
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  // Not remove_all: libtorch exports an old one of its own, which crashes when it is linked ahead of libstdc++.
+  static void remove(const std::filesystem::path& path) {
+    if (std::filesystem::is_directory(path)) {
+      for (const auto& entry : std::filesystem::directory_iterator(path)) remove(entry.path());
+    }
+    std::filesystem::remove(path);
+  }
+
+  std::filesystem::path path_;
+};
+
+inline void write_text(const std::filesystem::path& file, const std::string& text) {
+  std::ofstream(file, std::ios::binary) << text;
+}
+
+}  // namespace prulong::test
