@@ -7,6 +7,7 @@
 #include <c10/core/DeviceGuard.h>
 
 #include "csrc/blocked_attention.h"
+#include "csrc/row_kernels.h"
 #include "csrc/tile_math.h"
 #include "csrc/tile_scheduler.h"
 
@@ -66,18 +67,28 @@ class BackwardTile {
   }
 
  private:
-  // P = exp(s - lam), dS = P (dP - mean); lam and mean are [H, rows * g, 1].
+  // P = exp(s - lam), dS = P (dP - mean); lam and mean are [H, rows * g, 1], contiguous.
   void add(Region region, const KeyBlock& block, const at::Tensor& lam, const at::Tensor& mean) {
     const int64_t keys = count_keys(block);
     const at::Tensor p = workspace_.take(Workspace::kScores, {heads_, queries_.size(1), keys});
     multiply_by_keys(p, queries_, job_.k, block, tile_.k_begin);
-    p.sub_(lam).exp_();
+    const bool one_pass = p.is_cpu() && p.scalar_type() == at::kFloat;
+    if (one_pass) {
+      exp_rows(p.mutable_data_ptr<float>(), p.size(0) * p.size(1), keys, lam.const_data_ptr<float>());
+    } else {
+      p.sub_(lam).exp_();
+    }
     masks_.fill_hidden(p, region, block, tile_.position, tile_.rows, 0.0);
     if (job_.dv.defined()) add_to_keys(job_.dv, p, dout_, block, tile_.k_begin);
     if (!dq_.defined() && !job_.dk.defined()) return;
     const at::Tensor dp = workspace_.take(Workspace::kScoreGradients, p.sizes());
     multiply_by_keys(dp, dout_, job_.v, block, tile_.k_begin);
-    p.mul_(dp.sub_(mean));
+    if (one_pass) {
+      score_gradient_rows(p.mutable_data_ptr<float>(), dp.const_data_ptr<float>(), p.size(0) * p.size(1), keys,
+                          mean.const_data_ptr<float>());
+    } else {
+      p.mul_(dp.sub_(mean));
+    }
     if (dq_.defined()) multiply_over_keys(dq_, p, job_.k, block, tile_.k_begin, true);
     if (job_.dk.defined()) add_to_keys(job_.dk, p, queries_, block, tile_.k_begin);
   }

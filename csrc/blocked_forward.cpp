@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: MIT
 #include <ATen/ops/div.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/maximum.h>
 #include <c10/core/DeviceGuard.h>
 
 #include <limits>
 
 #include "csrc/blocked_attention.h"
+#include "csrc/row_kernels.h"
 #include "csrc/tile_math.h"
 #include "csrc/tile_scheduler.h"
 
@@ -29,19 +32,12 @@ class RunningSoftmax {
         workspace_.take(Workspace::kScores, {queries_.size(0), queries_.size(1), count_keys(block)});
     multiply_by_keys(scores, queries_, job_.k, block, tile_.k_begin);
     masks_.fill_hidden(scores, region, block, tile_.position, tile_.rows, -std::numeric_limits<double>::infinity());
-    at::Tensor maximum = scores.amax(-1, true);
-    if (!started_) {
-      scores.sub_(maximum).exp_();
-      sum_ = scores.sum(-1, true);
+    if (scores.is_cpu() && scores.scalar_type() == at::kFloat) {
+      add_in_one_pass(scores);
     } else {
-      maximum = at::maximum(maximum, maximum_);
-      const at::Tensor shrink = maximum_.sub_(maximum).exp_();
-      scores.sub_(maximum).exp_();
-      sum_.mul_(shrink).add_(scores.sum(-1, true));
-      output_.mul_(shrink);
+      add_generic(scores);
     }
     multiply_over_keys(output_, scores, job_.v, block, tile_.k_begin, started_);
-    maximum_ = maximum;
     started_ = true;
   }
 
@@ -59,11 +55,38 @@ class RunningSoftmax {
   }
 
  private:
+  // Both turn scores into exp(scores - maximum) and bring maximum, sum and output to that maximum.
+  void add_in_one_pass(const at::Tensor& scores) {
+    if (!started_) {
+      maximum_ = at::empty({scores.size(0), scores.size(1), 1}, scores.options());
+      sum_ = at::empty_like(maximum_);
+      shrink_ = at::empty_like(maximum_);
+    }
+    softmax_rows(scores.mutable_data_ptr<float>(), scores.size(0) * scores.size(1), scores.size(2), !started_,
+                 maximum_.mutable_data_ptr<float>(), sum_.mutable_data_ptr<float>(), shrink_.mutable_data_ptr<float>());
+    if (started_) output_.mul_(shrink_);
+  }
+
+  void add_generic(const at::Tensor& scores) {
+    at::Tensor maximum = scores.amax(-1, true);
+    if (started_) {
+      maximum = at::maximum(maximum, maximum_);
+      shrink_ = maximum_.sub_(maximum).exp_();
+      scores.sub_(maximum).exp_();
+      sum_.mul_(shrink_).add_(scores.sum(-1, true));
+      output_.mul_(shrink_);
+    } else {
+      scores.sub_(maximum).exp_();
+      sum_ = scores.sum(-1, true);
+    }
+    maximum_ = maximum;
+  }
+
   Workspace& workspace_;
   MaskCache& masks_;
   const ForwardJob& job_;
   const Tile& tile_;
-  at::Tensor queries_, output_, maximum_, sum_;
+  at::Tensor queries_, output_, maximum_, sum_, shrink_;
   bool started_ = false;
 };
 

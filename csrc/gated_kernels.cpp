@@ -10,6 +10,8 @@
 
 #include "csrc/blocked_attention.h"
 #include "csrc/checks.h"
+#include "csrc/flash_attention.h"
+#include "csrc/gated_flash.h"
 #include "csrc/head_groups.h"
 
 namespace prulong {
@@ -73,7 +75,10 @@ Tensors forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, c
   const at::Tensor delta = at::zeros(q.sizes(), q.options());
   const at::Tensor lse_global = at::zeros({q.size(1), tokens}, lse_options);
   const at::Tensor lse_local = at::zeros_like(lse_global);
-
+  if (FlashAttention::supports(q)) {
+    gated_flash_forward(spec, kinds, {q, k, v, gate, out, delta, lse_global, lse_local});
+    return {out, delta, lse_global, lse_local};
+  }
   const at::Tensor keys = keys_by_head(k), values = keys_by_head(v);
   std::vector<ForwardJob> jobs;
   std::vector<HeadSlice> slices;
@@ -118,6 +123,15 @@ Tensors backward(const at::Tensor& dout, const at::Tensor& q, const at::Tensor& 
   const at::Tensor dk = needs[1] ? at::zeros(k.sizes(), sums) : at::empty({0}, sums);
   const at::Tensor dv = needs[2] ? at::zeros(v.sizes(), sums) : at::empty({0}, sums);
   const at::Tensor dgate = at::zeros({needs[3] ? kv_heads : 0}, gate.options().dtype(at::kDouble));
+  const auto results = [&]() -> Tensors {
+    return {dq, dk.to(k.scalar_type()), dv.to(v.scalar_type()), dgate.to(gate.scalar_type())};
+  };
+  if (FlashAttention::supports(q)) {
+    const auto needed = [&](int which, const at::Tensor& t) { return needs[which] ? t : at::Tensor(); };
+    gated_flash_backward(spec, kinds, {q, k, v, gate, out, delta, lse_global, lse_local}, dout,
+                         {needed(0, dq), needed(1, dk), needed(2, dv), needed(3, dgate)});
+    return results();
+  }
 
   const at::Tensor keys = keys_by_head(k), values = keys_by_head(v);
   std::vector<BackwardJob> jobs;
@@ -150,7 +164,7 @@ Tensors backward(const at::Tensor& dout, const at::Tensor& q, const at::Tensor& 
   }
   blocked_backward(spec, jobs);
   for (const HeadSlice& part : slices) part.write_back();
-  return {dq, dk.to(k.scalar_type()), dv.to(v.scalar_type()), dgate.to(gate.scalar_type())};
+  return results();
 }
 
 Tensors forward_meta(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate,

@@ -10,6 +10,7 @@
 
 #include "csrc/blocked_attention.h"
 #include "csrc/checks.h"
+#include "csrc/flash_attention.h"
 #include "csrc/head_groups.h"
 
 namespace prulong {
@@ -59,13 +60,23 @@ Result run(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const 
   const at::Tensor keys = keys_by_head(k), values = keys_by_head(v);
   std::vector<ForwardJob> jobs;
   std::vector<HeadSlice> slices;
+  const bool flash = FlashAttention::supports(q);
   for (const HeadGroup& group : group_heads(read_kinds(is_global), q.is_cuda())) {
     slices.emplace_back(split_query_heads(out, kv_heads), 1, group.heads);
     const at::Tensor out_part = slices.back().part();
     slices.emplace_back(lse.unflatten(0, {kv_heads, -1}), 0, group.heads);
     const at::Tensor lse_part = slices.back().part();
+    const at::Tensor q_part = take_heads(split_query_heads(q, kv_heads), 1, group.heads);
+    if (flash && group.kind == HeadKind::kGlobal) {
+      auto [o, o_lse] =
+          FlashAttention(spec, q.device())
+              .forward(q_part.flatten(1, 2), take_heads(k, 1, group.heads), take_heads(v, 1, group.heads));
+      out_part.copy_(o.unflatten(1, {-1, q_part.size(2)}));
+      lse_part.copy_(o_lse.unflatten(0, {-1, q_part.size(2)}));
+      continue;
+    }
     jobs.push_back({.kind = group.kind,
-                    .q = take_heads(split_query_heads(q, kv_heads), 1, group.heads),
+                    .q = q_part,
                     .k = take_heads(keys, 0, group.heads),
                     .v = take_heads(values, 0, group.heads),
                     .gate = {},

@@ -16,9 +16,11 @@ TileShape choose_tile_shape(HeadKind kind, int64_t heads, int64_t group, bool cu
     return {rows, std::max<int64_t>(rows, kScores / (heads * group * rows))};
   }
   // Per core: 96 Ki scores (384 KiB) fit in second-level caches of 512 KiB and more; backward holds two such buffers.
-  const int64_t query_rows = backward ? 192 : 192;
-  const int64_t rows = std::clamp<int64_t>((query_rows / group + 7) / 8 * 8, 16, kind == HeadKind::kLocal ? 64 : 192);
-  const int64_t scores = backward ? 64 * 1024 : 96 * 1024;
+  constexpr int64_t kQueryRows = 192;
+  constexpr int64_t kLocalTokens = 64;  // a taller local tile computes more scores that it then hides
+  const int64_t scores = (backward ? 72 : 96) * 1024;
+  const int64_t rows =
+      std::clamp<int64_t>((kQueryRows / group + 7) / 8 * 8, 16, kind == HeadKind::kLocal ? kLocalTokens : kQueryRows);
   return {rows, std::max<int64_t>(rows, scores / (rows * group) / 16 * 16)};
 }
 
