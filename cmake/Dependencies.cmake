@@ -26,7 +26,8 @@ string(REGEX REPLACE "-gencode [^ ]+|-gencode;[^ ;]+|-D__CUDA_NO_[A-Z0-9_]+__" "
 add_library(prulong_torch INTERFACE)
 # SYSTEM: torch's headers are not ours to warn about.
 target_include_directories(prulong_torch SYSTEM INTERFACE ${TORCH_INCLUDE_DIRS})
-target_link_libraries(prulong_torch INTERFACE ${TORCH_LIBRARIES})
+# libstdc++ first: torch's libraries export an older std::filesystem of their own, whose remove_all crashes our programs.
+target_link_libraries(prulong_torch INTERFACE -lstdc++ ${TORCH_LIBRARIES})
 
 find_package(nlohmann_json REQUIRED)
 find_package(spdlog REQUIRED)

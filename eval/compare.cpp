@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: MIT
+#include "eval/compare.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "model/error.h"
+#include "trainer/open_model.h"
+#include "trainer/open_source.h"
+#include "trainer/philox.h"
+#include "trainer/run_folder.h"
+
+namespace prulong {
+namespace {
+
+constexpr int64_t kLossChunk = 2048;
+
+struct Method {
+  MethodResult row;
+  std::vector<HeadRoles> roles;
+};
+
+std::string percent(double share) {
+  char text[16];
+  std::snprintf(text, sizeof text, "%.0f %%", 100 * share);
+  return text;
+}
+
+/// Every mask of a method, rounded and checked before anything is measured.
+std::vector<Pattern> patterns_of(const MethodOptions& options, const EvalConfig& config, const ModelShape& shape) {
+  const auto heads = static_cast<size_t>(shape.layers * shape.kv_heads);
+  const auto& [sink, window] = config.attention;
+  switch (options.type) {
+    case MethodType::kFull:
+    case MethodType::kLocal:
+      return {Pattern::from_scores(shape, std::vector<double>(heads, 0.0), options.type == MethodType::kFull ? 0 : 1,
+                                   sink, window)};
+    case MethodType::kPattern: {
+      auto pattern = Pattern::load(options.path);
+      pattern.check_fits(shape);
+      if (options.sparsity < 0) return {pattern};
+      return {Pattern::from_scores(shape, pattern.scores, options.sparsity, pattern.sink, pattern.window)};
+    }
+    case MethodType::kRandom:
+      break;
+  }
+  std::vector<Pattern> masks;
+  for (int64_t i = 0; i < options.count; ++i) {
+    std::vector<double> scores;
+    for (int64_t layer = 0; layer < shape.layers; ++layer) {
+      for (int64_t head = 0; head < shape.kv_heads; ++head) {
+        scores.push_back(uniform(static_cast<uint64_t>(options.seed), i, 0, layer, head));
+      }
+    }
+    masks.push_back(Pattern::from_scores(shape, scores, options.sparsity, sink, window));
+  }
+  return masks;
+}
+
+std::string default_label(const MethodOptions& options, const Pattern& pattern) {
+  switch (options.type) {
+    case MethodType::kFull:
+      return "full attention";
+    case MethodType::kLocal:
+      return "all heads local";
+    case MethodType::kPattern:
+      return "mask, " + percent(pattern.local_fraction()) + " of heads local";
+    case MethodType::kRandom:
+      break;
+  }
+  return std::to_string(options.count) + " random masks, " + percent(pattern.local_fraction());
+}
+
+template <class Get>
+double mean(const std::vector<HeldOut>& results, Get get) {
+  double sum = 0;
+  for (const HeldOut& result : results) sum += get(result);
+  return sum / static_cast<double>(results.size());
+}
+
+}  // namespace
+
+double MethodResult::mean_answer_accuracy() const {
+  return mean(results, [](const HeldOut& h) { return h.answer_accuracy; });
+}
+
+double MethodResult::mean_answer_exact() const {
+  return mean(results, [](const HeldOut& h) { return h.answer_exact; });
+}
+
+double kv_kept(double local_fraction, int64_t sink, int64_t window, int64_t tokens) {
+  const auto local = static_cast<double>(std::min(tokens, sink + window)) / static_cast<double>(tokens);
+  return local_fraction * local + (1 - local_fraction);
+}
+
+std::vector<MethodResult> compare(const EvalConfig& config, const std::function<void(const std::string&)>& say) {
+  const Llama model = open_model(config.model);
+  if (const auto note = dtype_note(config.model, model)) say(*note);
+  const auto source = open_sources(config.data, config.seq_len, 0, true, model.config().vocab_size);
+  std::vector<Method> methods;
+  for (const MethodOptions& options : config.methods) {
+    Method& method = methods.emplace_back();
+    const auto patterns = patterns_of(options, config, model.config().shape());
+    for (const Pattern& pattern : patterns) {
+      // Full attention needs no mask arithmetic at all: the plain path is the baseline.
+      method.roles.push_back(options.type == MethodType::kFull
+                                 ? HeadRoles{}
+                                 : HeadRoles::from_pattern(pattern, model.config(), model.device()));
+    }
+    const Pattern& first = patterns.front();
+    method.row.label = options.label.empty() ? default_label(options, first) : options.label;
+    method.row.type = std::string(name_of(options.type));
+    method.row.local_fraction = first.local_fraction();
+    method.row.kv_kept = kv_kept(first.local_fraction(), first.sink, first.window, config.seq_len);
+  }
+  std::vector<MethodResult> rows;
+  for (Method& method : methods) {
+    say("measuring: " + method.row.label);
+    for (const HeadRoles& roles : method.roles) {
+      method.row.results.push_back(evaluate(model, *source, 0, config.sequences, roles, true, kLossChunk));
+    }
+    rows.push_back(std::move(method.row));
+  }
+  return rows;
+}
+
+std::string comparison_table(const std::vector<MethodResult>& rows) {
+  size_t width = 6;
+  for (const auto& row : rows) width = std::max(width, row.label.size());
+  char line[256];
+  std::snprintf(line, sizeof line, "%-*s  %22s  %22s  %10s\n", static_cast<int>(width), "method", "answer tokens right",
+                "whole answers right", "KV kept");
+  std::string table = line;
+  const auto cell = [](const MethodResult& row, double average, auto get) {
+    char text[64];
+    if (row.results.size() == 1) {
+      std::snprintf(text, sizeof text, "%.1f %%", 100 * average);
+      return std::string(text);
+    }
+    const auto [low, high] = std::minmax_element(row.results.begin(), row.results.end(),
+                                                 [&](const auto& a, const auto& b) { return get(a) < get(b); });
+    std::snprintf(text, sizeof text, "%.1f %% (%.1f to %.1f)", 100 * average, 100 * get(*low), 100 * get(*high));
+    return std::string(text);
+  };
+  for (const auto& row : rows) {
+    const auto tokens = cell(row, row.mean_answer_accuracy(), [](const HeldOut& h) { return h.answer_accuracy; });
+    const auto answers = cell(row, row.mean_answer_exact(), [](const HeldOut& h) { return h.answer_exact; });
+    std::snprintf(line, sizeof line, "%-*s  %22s  %22s  %8.1f %%\n", static_cast<int>(width), row.label.c_str(),
+                  tokens.c_str(), answers.c_str(), 100 * row.kv_kept);
+    table += line;
+  }
+  return table;
+}
+
+std::string comparison_json(const EvalConfig& config, const std::vector<MethodResult>& rows) {
+  nlohmann::json report = {{"seq_len", config.seq_len},  {"sequences", config.sequences},
+                           {"model", config.model.path}, {"threads", at::get_num_threads()},
+                           {"versions", versions()},     {"methods", nlohmann::json::array()}};
+  for (const auto& row : rows) {
+    nlohmann::json masks = nlohmann::json::array();
+    for (const HeldOut& h : row.results) {
+      masks.push_back({{"answer_accuracy", h.answer_accuracy},
+                       {"answer_exact", h.answer_exact},
+                       {"answer_tokens", h.answer_tokens},
+                       {"answers", h.answers},
+                       {"answer_loss_nats", h.loss_nats}});
+    }
+    report["methods"].push_back({{"label", row.label},
+                                 {"type", row.type},
+                                 {"local_fraction", row.local_fraction},
+                                 {"kv_kept", row.kv_kept},
+                                 {"answer_accuracy", row.mean_answer_accuracy()},
+                                 {"answer_exact", row.mean_answer_exact()},
+                                 {"masks", masks}});
+  }
+  return report.dump(2) + "\n";
+}
+
+}  // namespace prulong

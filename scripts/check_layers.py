@@ -1,0 +1,64 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Checks who may include what (docs/design/layers.md): dependencies point one way, heavy headers stay in their place.
+
+Usage: scripts/check_layers.py [ROOT]      Prints one line per breach and exits with 1 if there is any.
+"""
+
+import pathlib
+import re
+import sys
+
+# A folder may include from itself and from these.
+MAY_INCLUDE = {
+    "csrc/kernels": set(),
+    "csrc": {"csrc/kernels"},
+    "model": {"csrc"},
+    "trainer/data": {"model"},
+    "trainer": {"model", "csrc", "trainer/data"},
+    "eval": {"model", "csrc", "trainer", "trainer/data"},
+}
+# Headers that only some files may name: (what, pattern of the include, which files may).
+RESTRICTED = [
+    ("torch in kernels", re.compile(r"(torch|ATen|c10)/"), lambda path: not path.startswith("csrc/kernels/")),
+    ("the whole of torch", re.compile(r"torch/(torch|extension|all)\.h"), lambda path: False),
+    ("cxxopts", re.compile(r"cxxopts"), lambda path: path.endswith("_main.cpp")),
+    ("spdlog", re.compile(r"spdlog/|fmt/"), lambda path: path == "trainer/run_log.cpp"),
+    ("yaml-cpp", re.compile(r"yaml-cpp/"), lambda path: path == "trainer/config_io.cpp"),
+    ("pybind11", re.compile(r"pybind11/"), lambda path: path.startswith("python_bindings/")),
+    ("nlohmann in a header", re.compile(r"nlohmann/"), lambda path: path.endswith(".cpp")),
+]
+INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
+
+
+def layer_of(path: str) -> str | None:
+    """The innermost named layer that holds a path."""
+    fitting = [layer for layer in MAY_INCLUDE if path.startswith(layer + "/")]
+    return max(fitting, key=len) if fitting else None
+
+
+def breaches(root: pathlib.Path):
+    """Yields one line per forbidden include."""
+    for layer_root in ("csrc", "model", "trainer", "eval", "python_bindings"):
+        for file in sorted((root / layer_root).rglob("*")):
+            if file.suffix not in {".h", ".cuh", ".cpp", ".cu"}:
+                continue
+            path = file.relative_to(root).as_posix()
+            for quote, header in INCLUDE.findall(file.read_text()):
+                for what, pattern, allowed in RESTRICTED:
+                    if pattern.match(header) and not allowed(path):
+                        yield f"{path}: includes {header}: {what} may not be included here"
+                target, own = layer_of(header), layer_of(path)
+                if quote == '"' and own and target and target != own and target not in MAY_INCLUDE[own]:
+                    yield f"{path}: includes {header}: {own} may not depend on {target}"
+
+
+def main() -> int:
+    root = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).resolve().parent.parent)
+    found = list(breaches(root))
+    print("\n".join(found) or "layers: no breach")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Draws a learned mask by layer and head beside accuracy against KV entries kept.
+
+Usage: scripts/plot_demo.py PATTERN.json RESULTS.json OUT.png
+"""
+
+import json
+import sys
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first)
+from matplotlib.colors import ListedColormap  # noqa: E402
+
+GLOBAL, LOCAL, INK = "#1f5fa8", "#dfe6ee", "#333333"
+STYLES = {  # method type: colour, marker
+    "full": ("#333333", "s"),
+    "pattern": (GLOBAL, "o"),
+    "random": ("#d9822b", "D"),
+    "local": ("#a03030", "v"),
+}
+
+
+def draw_mask(axes, pattern):
+    """Layers upwards, KV heads to the right; dark = global."""
+    axes.imshow(pattern["mask"], cmap=ListedColormap([LOCAL, GLOBAL]), vmin=0, vmax=1, aspect="auto", origin="lower")
+    model = pattern["model"]
+    axes.set_xticks(range(model["kv_heads"]))
+    axes.set_yticks(range(0, model["layers"], max(1, model["layers"] // 10)))
+    axes.set_xlabel("KV head")
+    axes.set_ylabel("layer")
+    ones = sum(map(sum, pattern["mask"]))
+    axes.set_title(f"{ones} of {model['layers'] * model['kv_heads']} KV heads stay global", fontsize=10)
+    for head in range(model["kv_heads"] - 1):
+        axes.axvline(head + 0.5, color="white", linewidth=1)
+    for layer in range(model["layers"] - 1):
+        axes.axhline(layer + 0.5, color="white", linewidth=0.6)
+
+
+def draw_accuracy(axes, results):
+    """One marker a method; the range where there are several masks."""
+    for method in results["methods"]:
+        colour, marker = STYLES[method["type"]]
+        x = 100 * method["kv_kept"]
+        values = [100 * mask["answer_accuracy"] for mask in method["masks"]]
+        if len(values) > 1:
+            axes.plot([x, x], [min(values), max(values)], color=colour, linewidth=2)
+        y = 100 * method["answer_accuracy"]
+        axes.plot([x], [y], marker=marker, color=colour, markersize=8, linestyle="none")
+        right = x > 80
+        axes.annotate(method["label"], (x, y), xytext=(-8 if right else 8, -14 if right else 4),
+                      textcoords="offset points", ha="right" if right else "left", fontsize=8, color=INK)
+    axes.set_xlim(0, 105)
+    axes.set_ylim(0, 100)
+    axes.set_xlabel(f"KV entries kept at {results['seq_len']:,} tokens, %")
+    axes.set_ylabel("answer tokens right, %")
+    axes.set_title("recall on unseen prose, names and codes", fontsize=10)
+    axes.grid(color="#e6e6e6", linewidth=0.6)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def main() -> int:
+    if len(sys.argv) != 4:
+        print(__doc__, file=sys.stderr)
+        return 2
+    pattern_path, results_path, out = sys.argv[1:]
+    with open(pattern_path) as file:
+        pattern = json.load(file)
+    with open(results_path) as file:
+        results = json.load(file)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.2), width_ratios=[1, 2.4], layout="constrained")
+    draw_mask(left, pattern)
+    draw_accuracy(right, results)
+    figure.savefig(out, dpi=140)
+    print(f"wrote {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

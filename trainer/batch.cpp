@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: MIT
+#include "trainer/batch.h"
+
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+
+#include "model/error.h"
+
+namespace prulong {
+namespace {
+
+constexpr int64_t kIgnored = -100;
+
+}  // namespace
+
+Batch make_batch(const Sequence& sequence, bool answers_only, at::Device device) {
+  const auto length = static_cast<int64_t>(sequence.tokens.size());
+  const bool has_answers = !sequence.is_answer.empty();
+  if (answers_only && !has_answers) {
+    throw Error("train.loss_tokens: answers needs a source with answers (type: recall)");
+  }
+  auto tokens = at::empty({length}, at::kLong), labels = at::empty({length}, at::kLong);
+  auto answers = at::empty({has_answers ? length : 0}, at::kBool);
+  auto* const token = tokens.mutable_data_ptr<int64_t>();
+  auto* const label = labels.mutable_data_ptr<int64_t>();
+  auto* const answer = has_answers ? answers.mutable_data_ptr<bool>() : nullptr;
+  Batch batch;
+  for (size_t d = 0; d + 1 < sequence.cu_seqlens.size(); ++d) {
+    const int64_t begin = sequence.cu_seqlens[d], end = sequence.cu_seqlens[d + 1];
+    batch.input.max_seqlen = std::max(batch.input.max_seqlen, end - begin);
+    for (int64_t t = begin; t < end; ++t) {
+      const auto next = static_cast<size_t>(t) + 1;
+      token[t] = sequence.tokens[static_cast<size_t>(t)];
+      const bool in_answer = t + 1 < end && has_answers && sequence.is_answer[next] != 0;
+      if (answer) answer[t] = in_answer;
+      const bool wanted = t + 1 < end && (in_answer || !answers_only);
+      label[t] = wanted ? sequence.tokens[next] : kIgnored;
+      batch.label_count += wanted;
+    }
+  }
+  auto offsets = at::empty({static_cast<int64_t>(sequence.cu_seqlens.size())}, at::kInt);
+  std::copy(sequence.cu_seqlens.begin(), sequence.cu_seqlens.end(), offsets.mutable_data_ptr<int32_t>());
+  batch.input.tokens = tokens.to(device);
+  batch.input.cu_seqlens = offsets.to(device);
+  batch.labels = labels.to(device);
+  if (has_answers) batch.is_answer = answers.to(device);
+  return batch;
+}
+
+}  // namespace prulong

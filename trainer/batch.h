@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+
+#include "model/llama.h"
+#include "trainer/data/source.h"
+
+namespace prulong {
+
+/// A sequence as the model takes it.
+struct Batch {
+  PackedTokens input;
+  at::Tensor labels;  ///< [T] int64: the next token of the same document, -100 where there is none or it is not wanted
+  at::Tensor is_answer;  ///< [T] bool: the label is part of an answer; undefined when the source has no answers
+  int64_t label_count = 0;
+};
+
+/// @param answers_only  labels only where the next token is part of an answer.
+/// @throws Error if answers are wanted and the sequence has none.
+Batch make_batch(const Sequence& sequence, bool answers_only, at::Device device);
+
+}  // namespace prulong

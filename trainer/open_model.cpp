@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: MIT
+#include "trainer/open_model.h"
+
+#include <ATen/Context.h>
+
+#include "model/cpu_features.h"
+#include "model/error.h"
+
+namespace prulong {
+namespace {
+
+at::Device choose_device(ModelDevice device) {
+  const bool cuda = at::globalContext().hasCUDA();
+  if (device == ModelDevice::kCuda && !cuda) throw Error("model.device: cuda, but no GPU can be used here; use cpu");
+  return device == ModelDevice::kCpu || !cuda ? at::Device(at::kCPU) : at::Device(at::kCUDA, 0);
+}
+
+at::ScalarType choose_dtype(ModelDtype dtype, at::Device device) {
+  if (dtype == ModelDtype::kFloat32) return at::kFloat;
+  if (dtype == ModelDtype::kBfloat16) return at::kBFloat16;
+  return device.is_cuda() || cpu_has_fast_bf16() ? at::kBFloat16 : at::kFloat;
+}
+
+}  // namespace
+
+Llama open_model(const ModelOptions& options) {
+  const auto device = choose_device(options.device);
+  return Llama::load(options.path, choose_dtype(options.dtype, device), device);
+}
+
+std::optional<std::string> dtype_note(const ModelOptions& options, const Llama& model) {
+  if (options.dtype != ModelDtype::kAuto || !model.device().is_cpu() || model.dtype() != at::kFloat)
+    return std::nullopt;
+  return "this CPU has no fast bfloat16, so the model runs in float32";
+}
+
+}  // namespace prulong

@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "model/llama.h"
+#include "trainer/config.h"
+
+namespace prulong {
+
+/// Loads the configured model; `auto` takes a GPU where there is one, and bfloat16 where it is fast.
+/// @throws Error naming the file, or the device that is not there.
+Llama open_model(const ModelOptions& options);
+
+/// What to tell the user when `auto` could not choose bfloat16.
+std::optional<std::string> dtype_note(const ModelOptions& options, const Llama& model);
+
+}  // namespace prulong

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <string>
+
+#include "trainer/config.h"
+
+namespace prulong {
+
+/// A run's folder, held by this process alone: config.yaml (resolved), run.json (versions, model, data), metrics.jsonl,
+/// log.txt, checkpoints/, and at each checkpoint pattern.json and masks.tsv.
+class RunFolder {
+ public:
+  /// Creates the folder and locks it.
+  /// @throws Error naming it: not writable, another process uses it, or not empty with resume: never.
+  RunFolder(const std::filesystem::path& path, Resume resume);
+  ~RunFolder();
+  RunFolder(const RunFolder&) = delete;
+  RunFolder& operator=(const RunFolder&) = delete;
+
+  const std::filesystem::path& path() const { return path_; }
+  std::filesystem::path checkpoints() const { return path_ / "checkpoints"; }
+
+  /// Writes config.yaml and run.json.
+  /// @param facts  what run.json says besides versions.
+  void describe(const TrainConfig& config, const std::map<std::string, std::string>& facts) const;
+
+ private:
+  std::filesystem::path path_;
+  int lock_ = -1;
+};
+
+/// What must stay the same when a run goes on: every key that decides its results, by "section.key", and `facts` (model
+/// and data fingerprints).
+std::map<std::string, std::string> run_identity(const TrainConfig& config, std::map<std::string, std::string> facts);
+
+/// Changes when another model lies in a folder: its config.json and the names and sizes of its weight files.
+std::string model_fingerprint(const std::filesystem::path& model);
+
+/// Versions of this program and of torch, as key = value.
+std::map<std::string, std::string> versions();
+
+}  // namespace prulong

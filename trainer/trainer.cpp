@@ -1,0 +1,449 @@
+// SPDX-License-Identifier: MIT
+#include "trainer/trainer.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/from_blob.h>
+
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <csignal>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "model/error.h"
+#include "model/llama.h"
+#include "model/save_model.h"
+#include "trainer/adamw.h"
+#include "trainer/batch.h"
+#include "trainer/checkpoint.h"
+#include "trainer/evaluation.h"
+#include "trainer/gates.h"
+#include "trainer/memory.h"
+#include "trainer/open_model.h"
+#include "trainer/open_source.h"
+#include "trainer/run_folder.h"
+#include "trainer/run_log.h"
+#include "trainer/schedule.h"
+#include "trainer/weights_optimizer.h"
+
+namespace prulong {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+std::atomic<bool> stop_requested{false};
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+std::vector<double> to_vector(const at::Tensor& tensor) {
+  const auto host = tensor.detach().to(at::kCPU, at::kDouble).contiguous();
+  return {host.const_data_ptr<double>(), host.const_data_ptr<double>() + host.numel()};
+}
+
+at::Tensor to_tensor(const std::vector<double>& values) {
+  return at::from_blob(const_cast<double*>(values.data()), {static_cast<int64_t>(values.size())}, at::kDouble).clone();
+}
+
+/// What one optimizer step measured.
+struct StepResult {
+  double loss_nats = 0;  ///< mean per label
+  double sparsity = 0;   ///< by the configured estimate
+  double sparsity_expected = 0;
+  double sparsity_target = 0;
+  double constraint = 0;
+  double gradient_norm = 0;
+  double learning_rate_factor = 0;
+  double fractional_share = 0;  ///< of the step's draws: neither 0 nor 1, both branches computed
+  double local_share = 0;       ///< of the step's draws: exactly 0
+  int64_t labels = 0;
+  bool finite = true;
+};
+
+class Trainer {
+ public:
+  explicit Trainer(const TrainConfig& config)
+      : config_(config),
+        folder_(config.run.dir, config.run.resume),
+        model_(open_model(config.model)),
+        device_(model_.device()),
+        dtype_(model_.dtype()),
+        shape_(model_.config().shape()),
+        train_data_(open_sources(config.data.train, config.train.seq_len, config.train.seed, false,
+                                 model_.config().vocab_size)),
+        start_(load_start(config.gates, shape_)),
+        gates_(initial_gates()),
+        gates_optimizer_(gates_.log_alpha().size(), gate_options(false)),
+        multipliers_optimizer_(2, gate_options(true)),
+        learning_rate_{config.train.steps, config.optimizer.warmup_ratio, config.optimizer.min_lr_ratio,
+                       config.optimizer.warmup_from_zero},
+        target_{config.sparsity.start, config.sparsity.end, config.sparsity.warmup_ratio, config.train.steps,
+                config.sparsity.schedule} {
+    if (!config.data.eval.empty()) {
+      eval_data_ =
+          open_sources(config.data.eval, config.train.seq_len, config.train.seed, true, model_.config().vocab_size);
+    }
+    if (config.train.mode != TrainMode::kMasks) {
+      weights_optimizer_.emplace(model_, AdamWOptions{config.optimizer.beta1, config.optimizer.beta2,
+                                                      config.optimizer.eps, config.optimizer.weight_decay, false});
+    }
+    recompute_ = decide_recompute();
+    resume();
+  }
+
+  Outcome run() {
+    announce();
+    const int64_t first = step_;
+    const auto start = Clock::now();
+    while (step_ < config_.train.steps) {
+      const auto step_start = Clock::now();
+      const auto result = train_step();
+      if (!result) {
+        save();
+        log_->info("stopped by a signal after step " + std::to_string(step_) + ", saved in " + folder_.path().string() +
+                   "; the same command goes on from there");
+        return Outcome::kStopped;
+      }
+      report(*result, seconds_since(step_start), seconds_since(start), first);
+      if (due(config_.checkpoint.every)) save();
+      if (eval_data_ && due(config_.eval.every)) evaluate_held_out();
+    }
+    save();
+    if (eval_data_) evaluate_held_out();
+    if (weights_optimizer_) save_model(folder_.path() / "model", model_, config_.model.path);
+    log_->info("finished " + std::to_string(step_) + " steps in " + format_seconds(seconds_since(start)) +
+               "; pattern.json, masks.tsv and metrics.jsonl are in " + folder_.path().string());
+    return Outcome::kFinished;
+  }
+
+ private:
+  bool trains_gates() const { return config_.train.mode != TrainMode::kWeights; }
+
+  static std::optional<Pattern> load_start(const GateOptions& options, const ModelShape& shape) {
+    if (options.pattern.empty()) return std::nullopt;
+    auto pattern = Pattern::load(options.pattern);
+    pattern.check_fits(shape);
+    return pattern;
+  }
+
+  Gates initial_gates() const {
+    const auto& g = config_.gates;
+    const auto seed = static_cast<uint64_t>(config_.train.seed);
+    if (!start_) return Gates(shape_.layers, shape_.kv_heads, g.init_mean, g.init_std, seed);
+    return Gates::from_mask(shape_.layers, shape_.kv_heads, start_->mask, g.init_mean, g.init_std, seed);
+  }
+
+  AdamWOptions gate_options(bool maximize) const {
+    const auto& o = config_.optimizer;
+    return {o.beta1, o.beta2, o.eps, o.gates_weight_decay, maximize};
+  }
+
+  bool decide_recompute() const {
+    if (config_.train.recompute != Recompute::kAuto) return config_.train.recompute == Recompute::kOn;
+    const int64_t needed =
+        activation_bytes(model_.config(), config_.train.seq_len, static_cast<int64_t>(at::elementSize(dtype_)),
+                         weights_optimizer_.has_value());
+    return needed > available_bytes(device_) / 2;
+  }
+
+  // --- Starting and resuming ---------------------------------------------------------------------------------------
+
+  std::map<std::string, std::string> facts() const {
+    return {{"model", model_fingerprint(config_.model.path)},
+            {"model.dtype", dtype_ == at::kFloat ? "float32" : "bfloat16"},
+            {"data.train", train_data_->fingerprint()}};
+  }
+
+  void resume() {
+    std::vector<std::string> warnings;
+    const auto saved =
+        load_newest_checkpoint(folder_.checkpoints(), [&](const std::string& text) { warnings.push_back(text); });
+    if (saved) {
+      auto now = run_identity(config_, {});
+      for (const auto& [key, value] : facts()) now[key] = value;
+      check_same_run(saved->identity, now, folder_.path());
+      restore(*saved);
+    }
+    log_.emplace(folder_.path(), step_);
+    for (const auto& warning : warnings) log_->warn(warning);
+    if (saved) log_->info("going on after step " + std::to_string(step_));
+    folder_.describe(config_, facts());
+  }
+
+  void announce() {
+    log_->info("model " + config_.model.path + ": " + std::to_string(shape_.layers) + " layers x " +
+               std::to_string(shape_.kv_heads) + " KV heads, " + (dtype_ == at::kFloat ? "float32" : "bfloat16") +
+               " on " + device_.str() +
+               (device_.is_cpu() ? " (" + std::to_string(at::get_num_threads()) + " threads)" : ""));
+    if (const auto note = dtype_note(config_.model, model_)) log_->info(*note);
+    log_->info(std::to_string(config_.train.steps) + " steps of " + std::to_string(config_.train.sequences_per_step) +
+               " x " + std::to_string(config_.train.seq_len) + " tokens" +
+               (recompute_ ? ", computing layers again in the backward pass" : ""));
+  }
+
+  // --- One optimizer step ------------------------------------------------------------------------------------------
+
+  /// @returns nothing when a signal came; the step then has had no effect.
+  std::optional<StepResult> train_step() {
+    const int64_t micro_steps = config_.train.sequences_per_step;
+    std::vector<Batch> batches;
+    StepResult result;
+    for (int64_t i = 0; i < micro_steps; ++i) {
+      batches.push_back(make_batch(train_data_->sequence(sequences_ + i),
+                                   config_.train.loss_tokens == LossTokens::kAnswers, device_));
+      result.labels += batches.back().label_count;
+    }
+    if (result.labels == 0) throw Error("data.train: a step of sequences without a single label; use longer documents");
+
+    const auto gate_count = gates_.log_alpha().size();
+    std::vector<double> gate_gradient(gate_count, 0.0);
+    GateSample mean_sample{std::vector<double>(gate_count, 0.0), std::vector<double>(gate_count, 0.0)};
+    for (int64_t i = 0; i < micro_steps; ++i) {
+      if (stop_requested) return abandon_step();
+      const GateSample sample = trains_gates() ? gates_.sample(step_, i) : fixed_sample();
+      const auto z = to_tensor(sample.z).view({shape_.layers, shape_.kv_heads}).to(device_, at::kFloat);
+      HeadRoles roles{z, config_.attention.sink, config_.attention.window};
+      if (trains_gates()) roles.heads.set_requires_grad(true);
+      const auto hidden = model_.forward(batches[static_cast<size_t>(i)].input, roles, recompute_);
+      const auto loss = next_token_loss(hidden, model_.head_weight(), batches[static_cast<size_t>(i)].labels,
+                                        config_.train.loss_chunk)
+                            .div(static_cast<double>(result.labels));
+      result.loss_nats += loss.item<double>();
+      loss.backward();
+      accumulate(sample, roles.heads, micro_steps, gate_gradient, mean_sample, result);
+    }
+    finish_step(gate_gradient, mean_sample, result);
+    return result;
+  }
+
+  std::optional<StepResult> abandon_step() {
+    if (weights_optimizer_) weights_optimizer_->zero_gradients();
+    return std::nullopt;
+  }
+
+  /// The mask that weights are trained under.
+  GateSample fixed_sample() const {
+    return {std::vector<double>(start_->mask.begin(), start_->mask.end()),
+            std::vector<double>(start_->mask.size(), 0.0)};
+  }
+
+  void accumulate(const GateSample& sample, const at::Tensor& heads, int64_t micro_steps,
+                  std::vector<double>& gate_gradient, GateSample& mean_sample, StepResult& result) const {
+    const auto dz = heads.grad().defined() ? to_vector(heads.grad()) : std::vector<double>(sample.z.size(), 0.0);
+    const auto share = 1.0 / static_cast<double>(micro_steps);
+    for (size_t g = 0; g < sample.z.size(); ++g) {
+      gate_gradient[g] += dz[g] * sample.dz[g];
+      mean_sample.z[g] += sample.z[g] * share;
+      mean_sample.dz[g] += sample.dz[g] * share;
+      const double each = share / static_cast<double>(sample.z.size());
+      result.fractional_share += sample.z[g] > 0 && sample.z[g] < 1 ? each : 0;
+      result.local_share += sample.z[g] == 0 ? each : 0;
+    }
+  }
+
+  /// Adds the constraint, checks, clips and updates; a step that is not finite changes nothing but the counters.
+  void finish_step(std::vector<double>& gate_gradient, const GateSample& mean_sample, StepResult& result) {
+    const auto expected = expected_sparsity(gates_.log_alpha());
+    const auto sparsity =
+        config_.sparsity.estimate == SparsityEstimate::kExpected ? expected : sampled_sparsity(mean_sample);
+    result.sparsity = sparsity.value;
+    result.sparsity_expected = expected.value;
+    result.sparsity_target = target_.at(step_);
+    const auto constraint =
+        constraint_loss(sparsity, result.sparsity_target, multipliers_, config_.sparsity.linear_term);
+    std::vector<double> multiplier_gradient(2, 0.0);
+    if (trains_gates()) {
+      result.constraint = constraint.value;
+      for (size_t g = 0; g < gate_gradient.size(); ++g) gate_gradient[g] += constraint.d_log_alpha[g];
+      multiplier_gradient = {constraint.d_multipliers.linear, constraint.d_multipliers.quadratic};
+    }
+    result.gradient_norm = std::sqrt(squared_norm(gate_gradient) + squared_norm(multiplier_gradient) +
+                                     (weights_optimizer_ ? weights_optimizer_->squared_gradient_norm() : 0.0));
+    result.finite = std::isfinite(result.loss_nats) && std::isfinite(result.gradient_norm);
+    result.learning_rate_factor = learning_rate_.factor(step_);
+    if (result.finite) {
+      update(gate_gradient, multiplier_gradient, result);
+      skipped_in_a_row_ = 0;
+    } else {
+      abandon_step();
+      ++skipped_in_a_row_;
+    }
+    sequences_ += config_.train.sequences_per_step;
+    ++step_;
+  }
+
+  void update(std::vector<double>& gate_gradient, std::vector<double>& multiplier_gradient, const StepResult& result) {
+    const auto& o = config_.optimizer;
+    const double scale = clip_factor(result.gradient_norm, o.clip_norm);
+    for (double& g : gate_gradient) g *= scale;
+    for (double& g : multiplier_gradient) g *= scale;
+    const double factor = result.learning_rate_factor;
+    if (trains_gates()) {
+      gates_optimizer_.step(gates_.log_alpha(), gate_gradient, o.lr_gates * factor);
+      std::vector<double> values = {multipliers_.linear, multipliers_.quadratic};
+      multipliers_optimizer_.step(values, multiplier_gradient, o.lr_multipliers * factor);
+      multipliers_ = {values[0], values[1]};
+    }
+    if (weights_optimizer_) weights_optimizer_->step(o.lr_weights * factor, scale);
+  }
+
+  // --- Reporting ---------------------------------------------------------------------------------------------------
+
+  bool due(int64_t every) const { return every > 0 && step_ % every == 0 && step_ < config_.train.steps; }
+
+  void report(const StepResult& r, double step_s, double elapsed_s, int64_t first_step) {
+    const double tokens = static_cast<double>(config_.train.sequences_per_step * config_.train.seq_len);
+    nlohmann::json line = {{"step", step_},
+                           {"loss_nats", r.loss_nats},
+                           {"labels", r.labels},
+                           {"sequences", sequences_},
+                           {"sparsity", r.sparsity},
+                           {"sparsity_expected", r.sparsity_expected},
+                           {"sparsity_target", r.sparsity_target},
+                           {"constraint_loss", r.constraint},
+                           {"lambda_1", multipliers_.linear},
+                           {"lambda_2", multipliers_.quadratic},
+                           {"gradient_norm", r.gradient_norm},
+                           {"learning_rate_factor", r.learning_rate_factor},
+                           {"fractional_share", r.fractional_share},
+                           {"local_share", r.local_share},
+                           {"step_s", step_s},
+                           {"tokens_per_s", tokens / step_s}};
+    if (!r.finite) {
+      line["skipped"] = true;
+      line["first_sequence"] = sequences_ - config_.train.sequences_per_step;
+    }
+    log_->metrics(line.dump());
+    const auto done = static_cast<double>(step_ - first_step);
+    log_->progress({step_, config_.train.steps, r.loss_nats, r.sparsity, r.sparsity_target, multipliers_.linear,
+                    multipliers_.quadratic, tokens * done / elapsed_s,
+                    elapsed_s / done * static_cast<double>(config_.train.steps - step_)});
+    if (r.finite) return;
+    log_->warn("step " + std::to_string(step_) + " skipped: loss or gradient is not finite (sequences " +
+               std::to_string(sequences_ - config_.train.sequences_per_step) + " to " + std::to_string(sequences_ - 1) +
+               " of the stream)");
+    if (skipped_in_a_row_ >= config_.train.max_skipped_steps) {
+      throw Error("training ended at step " + std::to_string(step_) + ": " + std::to_string(skipped_in_a_row_) +
+                  " steps in a row had a non-finite loss or gradient (train.max_skipped_steps); look at the model's "
+                  "weights and at optimizer.lr_*");
+    }
+  }
+
+  void evaluate_held_out() {
+    const auto measure = [&](const HeadRoles& roles) {
+      return evaluate(model_, *eval_data_, 0, config_.eval.sequences, roles, false, config_.train.loss_chunk);
+    };
+    const auto full = measure({}), masked = measure(HeadRoles::from_pattern(pattern(), model_.config(), device_));
+    const auto as_json = [](const HeldOut& h) {
+      nlohmann::json object = {{"loss_nats", h.loss_nats}, {"labels", h.labels}};
+      if (h.answer_tokens > 0) {
+        object["answer_accuracy"] = h.answer_accuracy;
+        object["answer_exact"] = h.answer_exact;
+      }
+      return object;
+    };
+    log_->metrics(
+        nlohmann::json{{"step", step_}, {"held_out", {{"full", as_json(full)}, {"masked", as_json(masked)}}}}.dump());
+    char text[160];
+    std::snprintf(text, sizeof text, "held out after step %lld: loss %.4f with all heads global, %.4f with the mask",
+                  static_cast<long long>(step_), full.loss_nats, masked.loss_nats);
+    std::string message = text;
+    if (full.answer_tokens > 0) {
+      std::snprintf(text, sizeof text, "; answer tokens right: %.1f %% and %.1f %%", 100 * full.answer_accuracy,
+                    100 * masked.answer_accuracy);
+      message += text;
+    }
+    log_->info(message);
+  }
+
+  // --- Saving ------------------------------------------------------------------------------------------------------
+
+  /// The rounded mask; with mode weights the one that was given.
+  Pattern pattern() const {
+    auto made = trains_gates() ? Pattern::from_scores(shape_, gates_.log_alpha(), config_.sparsity.end,
+                                                      config_.attention.sink, config_.attention.window)
+                               : *start_;
+    made.provenance = versions();
+    made.provenance["made_by"] = "prulong-train";
+    made.provenance["steps"] = std::to_string(step_);
+    made.provenance["seed"] = std::to_string(config_.train.seed);
+    made.provenance["data"] = train_data_->fingerprint();
+    made.provenance["model"] = config_.model.path;
+    return made;
+  }
+
+  void save() {
+    TrainingState state{step_, sequences_, {}, run_identity(config_, {})};
+    for (const auto& [key, value] : facts()) state.identity[key] = value;
+    auto& t = state.tensors;
+    t["log_alpha"] = to_tensor(gates_.log_alpha());
+    t["multipliers"] = to_tensor({multipliers_.linear, multipliers_.quadratic});
+    const auto add = [&](const std::string& name, const AdamW::State& s) {
+      t[name + ".m"] = to_tensor(s.m);
+      t[name + ".v"] = to_tensor(s.v);
+      t[name + ".steps"] = to_tensor({static_cast<double>(s.steps)});
+    };
+    add("log_alpha", gates_optimizer_.state());
+    add("multipliers", multipliers_optimizer_.state());
+    t["skipped_in_a_row"] = to_tensor({static_cast<double>(skipped_in_a_row_)});
+    if (weights_optimizer_) t.merge(weights_optimizer_->state());
+    save_checkpoint(folder_.checkpoints(), state, config_.checkpoint.keep);
+    pattern().save(folder_.path());
+  }
+
+  void restore(const TrainingState& state) {
+    const auto values = [&](const std::string& name, size_t size) {
+      const auto found = state.tensors.find(name);
+      if (found == state.tensors.end() || found->second.numel() != static_cast<int64_t>(size)) {
+        throw Error(folder_.checkpoints().string() + ": expected " + std::to_string(size) + " values of " + name +
+                    ", found " + (found == state.tensors.end() ? "none" : std::to_string(found->second.numel())));
+      }
+      return to_vector(found->second);
+    };
+    const auto optimizer = [&](const std::string& name, size_t size) {
+      return AdamW::State{static_cast<int64_t>(values(name + ".steps", 1)[0]), values(name + ".m", size),
+                          values(name + ".v", size)};
+    };
+    step_ = state.step;
+    sequences_ = state.sequences;
+    const size_t count = gates_.log_alpha().size();
+    gates_.log_alpha() = values("log_alpha", count);
+    const auto lambda = values("multipliers", 2);
+    multipliers_ = {lambda[0], lambda[1]};
+    gates_optimizer_.set_state(optimizer("log_alpha", count));
+    multipliers_optimizer_.set_state(optimizer("multipliers", 2));
+    skipped_in_a_row_ = static_cast<int64_t>(values("skipped_in_a_row", 1)[0]);
+    if (weights_optimizer_) weights_optimizer_->set_state(state.tensors);
+  }
+
+  TrainConfig config_;
+  RunFolder folder_;
+  Llama model_;
+  at::Device device_;
+  at::ScalarType dtype_;
+  ModelShape shape_;
+  std::unique_ptr<Source> train_data_, eval_data_;
+  std::optional<Pattern> start_;  // gates.pattern
+  Gates gates_;
+  AdamW gates_optimizer_, multipliers_optimizer_;
+  Multipliers multipliers_;
+  std::optional<WeightsOptimizer> weights_optimizer_;
+  LearningRateSchedule learning_rate_;
+  SparsityTarget target_;
+  std::optional<RunLog> log_;
+  bool recompute_ = false;
+  int64_t step_ = 0, sequences_ = 0, skipped_in_a_row_ = 0;
+};
+
+}  // namespace
+
+Outcome train(const TrainConfig& config) { return Trainer(config).run(); }
+
+void stop_on_signals() {
+  struct sigaction action = {};
+  action.sa_handler = [](int) { stop_requested = true; };
+  sigaction(SIGTERM, &action, nullptr);
+  sigaction(SIGINT, &action, nullptr);
+}
+
+}  // namespace prulong

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "model/llama.h"
+#include "trainer/adamw.h"
+
+namespace prulong {
+
+/// AdamW over a model's weights with float32 master copies and moments (torch's fused kernel).
+class WeightsOptimizer {
+ public:
+  /// Makes the model's weights trainable. @param options  weight_decay applies to matrices, not to norms.
+  WeightsOptimizer(Llama& model, const AdamWOptions& options);
+
+  /// Squared norm of all gradients; weights without a gradient count 0.
+  double squared_gradient_norm() const;
+
+  /// One update with gradients multiplied by `gradient_scale`, then zero_gradients().
+  void step(double learning_rate, double gradient_scale);
+  void zero_gradients();
+
+  /// "weights.NAME" (master), "weights.m.NAME", "weights.v.NAME" and "weights.steps", aliasing the live tensors.
+  TensorMap state() const;
+  /// @throws Error naming the first tensor that is missing or of another shape.
+  void set_state(const TensorMap& state);
+
+ private:
+  struct Group {
+    std::vector<std::string> names;
+    std::vector<at::Tensor> weights, masters, m, v, steps;
+    double weight_decay = 0;
+  };
+  std::vector<Group> groups_;
+  AdamWOptions options_;
+};
+
+}  // namespace prulong
