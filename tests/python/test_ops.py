@@ -119,6 +119,8 @@ def check_against_reference(case, gate, dtype, device, norm=1.0):
 def test_gated_attention_and_gradients_match_the_reference(case, dtype, device):
     if device == "cuda" and dtype == torch.float64:
         pytest.skip("float64 is CPU only")
+    if device == "cpu" and dtype in (torch.bfloat16, torch.float16) and case[0][-1] > 512:
+        pytest.skip("plain PyTorch is slow in low precision on a CPU; the tile code is float32's")
     for gate in gates(case[2], dtype, device):
         check_against_reference(case, gate, dtype, device)
 
