@@ -43,6 +43,7 @@ void WeightsOptimizer::step(double learning_rate, double gradient_scale) {
       gradients.push_back(weight.grad().defined() ? weight.grad().to(at::kFloat).mul(gradient_scale)
                                                   : at::zeros_like(weight, at::kFloat));
     }
+    for (at::Tensor& steps : group.steps) steps.add_(1);  // the kernel corrects its bias by the step being taken
     at::_fused_adamw_(group.masters, gradients, group.m, group.v, {}, group.steps, learning_rate, options_.beta1,
                       options_.beta2, group.weight_decay, options_.eps, /*amsgrad=*/false, /*maximize=*/false);
     for (size_t i = 0; i < group.weights.size(); ++i) {
