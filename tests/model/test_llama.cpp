@@ -95,13 +95,14 @@ TEST_CASE("llama: the textbook formulas, gates and packed documents included") {
 }
 
 TEST_CASE("llama: packed documents give what each gives alone") {
-  const Llama model = tiny_llama(at::kFloat);
+  const Llama model = tiny_llama(at::kDouble);
   const PackedTokens input = three_documents();
-  const HeadRoles roles{mixed_gates().to(at::kFloat), 1, 2};
+  const HeadRoles roles{mixed_gates(), 1, 2};
   const at::Tensor packed = model.forward(input, roles);
   for (const auto& [begin, length] : {std::pair{0, 5}, std::pair{5, 1}, std::pair{6, 7}}) {
     const at::Tensor alone = model.forward(PackedTokens::single(input.tokens.narrow(0, begin, length)), roles);
-    CHECK(at::allclose(packed.narrow(0, begin, length), alone, 1e-5, 1e-5));
+    // Attention sees only differences of positions: that they restart shows in the float32 angles' rounding alone.
+    CHECK(at::allclose(packed.narrow(0, begin, length), alone, 0, 1e-12));
   }
 }
 
