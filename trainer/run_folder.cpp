@@ -59,7 +59,7 @@ void RunFolder::describe(const TrainConfig& config, const std::map<std::string, 
 std::map<std::string, std::string> run_identity(const TrainConfig& config, std::map<std::string, std::string> facts) {
   TrainConfig copy = config;
   for (const KeyRow& row : list_keys([&](ConfigVisitor& v) { visit_config(v, copy); })) {
-    if (!row.section && decides_results(row.path)) facts[row.path] = row.value;
+    if (!row.section && decides_results(row.path)) facts.emplace(row.path, row.value);  // facts win
   }
   return facts;
 }

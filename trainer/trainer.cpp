@@ -2,7 +2,6 @@
 #include "trainer/trainer.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/from_blob.h>
 
 #include <atomic>
 #include <chrono>
@@ -19,7 +18,8 @@
 #include "trainer/batch.h"
 #include "trainer/checkpoint.h"
 #include "trainer/evaluation.h"
-#include "trainer/gates.h"
+#include "trainer/gate_learner.h"
+#include "trainer/host_tensor.h"
 #include "trainer/memory.h"
 #include "trainer/open_model.h"
 #include "trainer/open_source.h"
@@ -36,22 +36,10 @@ std::atomic<bool> stop_requested{false};
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-std::vector<double> to_vector(const at::Tensor& tensor) {
-  const auto host = tensor.detach().to(at::kCPU, at::kDouble).contiguous();
-  return {host.const_data_ptr<double>(), host.const_data_ptr<double>() + host.numel()};
-}
-
-at::Tensor to_tensor(const std::vector<double>& values) {
-  return at::from_blob(const_cast<double*>(values.data()), {static_cast<int64_t>(values.size())}, at::kDouble).clone();
-}
-
 /// What one optimizer step measured.
 struct StepResult {
   double loss_nats = 0;  ///< mean per label
-  double sparsity = 0;   ///< by the configured estimate
-  double sparsity_expected = 0;
-  double sparsity_target = 0;
-  double constraint = 0;
+  ConstraintStep constraint;
   double gradient_norm = 0;
   double learning_rate_factor = 0;
   double fractional_share = 0;  ///< of the step's draws: neither 0 nor 1, both branches computed
@@ -72,13 +60,9 @@ class Trainer {
         train_data_(open_sources(config.data.train, config.train.seq_len, config.train.seed, false,
                                  model_.config().vocab_size)),
         start_(load_start(config.gates, shape_)),
-        gates_(initial_gates()),
-        gates_optimizer_(gates_.log_alpha().size(), gate_options(false)),
-        multipliers_optimizer_(2, gate_options(true)),
+        learner_(config, initial_gates()),
         learning_rate_{config.train.steps, config.optimizer.warmup_ratio, config.optimizer.min_lr_ratio,
-                       config.optimizer.warmup_from_zero},
-        target_{config.sparsity.start, config.sparsity.end, config.sparsity.warmup_ratio, config.train.steps,
-                config.sparsity.schedule} {
+                       config.optimizer.warmup_from_zero} {
     if (!config.data.eval.empty()) {
       eval_data_ =
           open_sources(config.data.eval, config.train.seq_len, config.train.seed, true, model_.config().vocab_size);
@@ -133,11 +117,6 @@ class Trainer {
     return Gates::from_mask(shape_.layers, shape_.kv_heads, start_->mask, g.init_mean, g.init_std, seed);
   }
 
-  AdamWOptions gate_options(bool maximize) const {
-    const auto& o = config_.optimizer;
-    return {o.beta1, o.beta2, o.eps, o.gates_weight_decay, maximize};
-  }
-
   bool decide_recompute() const {
     if (config_.train.recompute != Recompute::kAuto) return config_.train.recompute == Recompute::kOn;
     const int64_t needed =
@@ -154,14 +133,14 @@ class Trainer {
             {"data.train", train_data_->fingerprint()}};
   }
 
+  std::map<std::string, std::string> identity() const { return run_identity(config_, facts()); }
+
   void resume() {
     std::vector<std::string> warnings;
     const auto saved =
         load_newest_checkpoint(folder_.checkpoints(), [&](const std::string& text) { warnings.push_back(text); });
     if (saved) {
-      auto now = run_identity(config_, {});
-      for (const auto& [key, value] : facts()) now[key] = value;
-      check_same_run(saved->identity, now, folder_.path());
+      check_same_run(saved->identity, identity(), folder_.path());
       restore(*saved);
     }
     log_.emplace(folder_.path(), step_);
@@ -195,12 +174,12 @@ class Trainer {
     }
     if (result.labels == 0) throw Error("data.train: a step of sequences without a single label; use longer documents");
 
-    const auto gate_count = gates_.log_alpha().size();
+    const auto gate_count = learner_.gates().log_alpha().size();
     std::vector<double> gate_gradient(gate_count, 0.0);
     GateSample mean_sample{std::vector<double>(gate_count, 0.0), std::vector<double>(gate_count, 0.0)};
     for (int64_t i = 0; i < micro_steps; ++i) {
       if (stop_requested) return abandon_step();
-      const GateSample sample = trains_gates() ? gates_.sample(step_, i) : fixed_sample();
+      const GateSample sample = trains_gates() ? learner_.gates().sample(step_, i) : fixed_sample();
       const auto z = to_tensor(sample.z).view({shape_.layers, shape_.kv_heads}).to(device_, at::kFloat);
       HeadRoles roles{z, config_.attention.sink, config_.attention.window};
       if (trains_gates()) roles.heads.set_requires_grad(true);
@@ -243,26 +222,17 @@ class Trainer {
 
   /// Adds the constraint, checks, clips and updates; a step that is not finite changes nothing but the counters.
   void finish_step(std::vector<double>& gate_gradient, const GateSample& mean_sample, StepResult& result) {
-    const auto expected = expected_sparsity(gates_.log_alpha());
-    const auto sparsity =
-        config_.sparsity.estimate == SparsityEstimate::kExpected ? expected : sampled_sparsity(mean_sample);
-    result.sparsity = sparsity.value;
-    result.sparsity_expected = expected.value;
-    result.sparsity_target = target_.at(step_);
-    const auto constraint =
-        constraint_loss(sparsity, result.sparsity_target, multipliers_, config_.sparsity.linear_term);
-    std::vector<double> multiplier_gradient(2, 0.0);
-    if (trains_gates()) {
-      result.constraint = constraint.value;
-      for (size_t g = 0; g < gate_gradient.size(); ++g) gate_gradient[g] += constraint.d_log_alpha[g];
-      multiplier_gradient = {constraint.d_multipliers.linear, constraint.d_multipliers.quadratic};
-    }
-    result.gradient_norm = std::sqrt(squared_norm(gate_gradient) + squared_norm(multiplier_gradient) +
+    result.constraint = learner_.constrain(step_, mean_sample, gate_gradient);
+    const double gates_norm = squared_norm(gate_gradient) + squared_norm(result.constraint.multiplier_gradient);
+    result.gradient_norm = std::sqrt((trains_gates() ? gates_norm : 0.0) +
                                      (weights_optimizer_ ? weights_optimizer_->squared_gradient_norm() : 0.0));
     result.finite = std::isfinite(result.loss_nats) && std::isfinite(result.gradient_norm);
-    result.learning_rate_factor = learning_rate_.factor(step_);
+    const double factor = learning_rate_.factor(step_);
+    result.learning_rate_factor = factor;
     if (result.finite) {
-      update(gate_gradient, multiplier_gradient, result);
+      const double scale = clip_factor(result.gradient_norm, config_.optimizer.clip_norm);
+      if (trains_gates()) learner_.update(gate_gradient, result.constraint.multiplier_gradient, scale, factor);
+      if (weights_optimizer_) weights_optimizer_->step(config_.optimizer.lr_weights * factor, scale);
       skipped_in_a_row_ = 0;
     } else {
       abandon_step();
@@ -272,37 +242,23 @@ class Trainer {
     ++step_;
   }
 
-  void update(std::vector<double>& gate_gradient, std::vector<double>& multiplier_gradient, const StepResult& result) {
-    const auto& o = config_.optimizer;
-    const double scale = clip_factor(result.gradient_norm, o.clip_norm);
-    for (double& g : gate_gradient) g *= scale;
-    for (double& g : multiplier_gradient) g *= scale;
-    const double factor = result.learning_rate_factor;
-    if (trains_gates()) {
-      gates_optimizer_.step(gates_.log_alpha(), gate_gradient, o.lr_gates * factor);
-      std::vector<double> values = {multipliers_.linear, multipliers_.quadratic};
-      multipliers_optimizer_.step(values, multiplier_gradient, o.lr_multipliers * factor);
-      multipliers_ = {values[0], values[1]};
-    }
-    if (weights_optimizer_) weights_optimizer_->step(o.lr_weights * factor, scale);
-  }
-
   // --- Reporting ---------------------------------------------------------------------------------------------------
 
   bool due(int64_t every) const { return every > 0 && step_ % every == 0 && step_ < config_.train.steps; }
 
   void report(const StepResult& r, double step_s, double elapsed_s, int64_t first_step) {
     const double tokens = static_cast<double>(config_.train.sequences_per_step * config_.train.seq_len);
+    const Multipliers& lambda = learner_.multipliers();
     nlohmann::json line = {{"step", step_},
                            {"loss_nats", r.loss_nats},
                            {"labels", r.labels},
                            {"sequences", sequences_},
-                           {"sparsity", r.sparsity},
-                           {"sparsity_expected", r.sparsity_expected},
-                           {"sparsity_target", r.sparsity_target},
-                           {"constraint_loss", r.constraint},
-                           {"lambda_1", multipliers_.linear},
-                           {"lambda_2", multipliers_.quadratic},
+                           {"sparsity", r.constraint.sparsity},
+                           {"sparsity_expected", r.constraint.expected},
+                           {"sparsity_target", r.constraint.target},
+                           {"constraint_loss", r.constraint.loss},
+                           {"lambda_1", lambda.linear},
+                           {"lambda_2", lambda.quadratic},
                            {"gradient_norm", r.gradient_norm},
                            {"learning_rate_factor", r.learning_rate_factor},
                            {"fractional_share", r.fractional_share},
@@ -315,8 +271,8 @@ class Trainer {
     }
     log_->metrics(line.dump());
     const auto done = static_cast<double>(step_ - first_step);
-    log_->progress({step_, config_.train.steps, r.loss_nats, r.sparsity, r.sparsity_target, multipliers_.linear,
-                    multipliers_.quadratic, tokens * done / elapsed_s,
+    log_->progress({step_, config_.train.steps, r.loss_nats, r.constraint.sparsity, r.constraint.target, lambda.linear,
+                    lambda.quadratic, tokens * done / elapsed_s,
                     elapsed_s / done * static_cast<double>(config_.train.steps - step_)});
     if (r.finite) return;
     log_->warn("step " + std::to_string(step_) + " skipped: loss or gradient is not finite (sequences " +
@@ -360,7 +316,7 @@ class Trainer {
 
   /// The rounded mask; with mode weights the one that was given.
   Pattern pattern() const {
-    auto made = trains_gates() ? Pattern::from_scores(shape_, gates_.log_alpha(), config_.sparsity.end,
+    auto made = trains_gates() ? Pattern::from_scores(shape_, learner_.gates().log_alpha(), config_.sparsity.end,
                                                       config_.attention.sink, config_.attention.window)
                                : *start_;
     made.provenance = versions();
@@ -373,46 +329,18 @@ class Trainer {
   }
 
   void save() {
-    TrainingState state{step_, sequences_, {}, run_identity(config_, {})};
-    for (const auto& [key, value] : facts()) state.identity[key] = value;
-    auto& t = state.tensors;
-    t["log_alpha"] = to_tensor(gates_.log_alpha());
-    t["multipliers"] = to_tensor({multipliers_.linear, multipliers_.quadratic});
-    const auto add = [&](const std::string& name, const AdamW::State& s) {
-      t[name + ".m"] = to_tensor(s.m);
-      t[name + ".v"] = to_tensor(s.v);
-      t[name + ".steps"] = to_tensor({static_cast<double>(s.steps)});
-    };
-    add("log_alpha", gates_optimizer_.state());
-    add("multipliers", multipliers_optimizer_.state());
-    t["skipped_in_a_row"] = to_tensor({static_cast<double>(skipped_in_a_row_)});
-    if (weights_optimizer_) t.merge(weights_optimizer_->state());
+    TrainingState state{step_, sequences_, learner_.state(), identity()};
+    state.tensors["skipped_in_a_row"] = to_tensor({static_cast<double>(skipped_in_a_row_)});
+    if (weights_optimizer_) state.tensors.merge(weights_optimizer_->state());
     save_checkpoint(folder_.checkpoints(), state, config_.checkpoint.keep);
     pattern().save(folder_.path());
   }
 
   void restore(const TrainingState& state) {
-    const auto values = [&](const std::string& name, size_t size) {
-      const auto found = state.tensors.find(name);
-      if (found == state.tensors.end() || found->second.numel() != static_cast<int64_t>(size)) {
-        throw Error(folder_.checkpoints().string() + ": expected " + std::to_string(size) + " values of " + name +
-                    ", found " + (found == state.tensors.end() ? "none" : std::to_string(found->second.numel())));
-      }
-      return to_vector(found->second);
-    };
-    const auto optimizer = [&](const std::string& name, size_t size) {
-      return AdamW::State{static_cast<int64_t>(values(name + ".steps", 1)[0]), values(name + ".m", size),
-                          values(name + ".v", size)};
-    };
     step_ = state.step;
     sequences_ = state.sequences;
-    const size_t count = gates_.log_alpha().size();
-    gates_.log_alpha() = values("log_alpha", count);
-    const auto lambda = values("multipliers", 2);
-    multipliers_ = {lambda[0], lambda[1]};
-    gates_optimizer_.set_state(optimizer("log_alpha", count));
-    multipliers_optimizer_.set_state(optimizer("multipliers", 2));
-    skipped_in_a_row_ = static_cast<int64_t>(values("skipped_in_a_row", 1)[0]);
+    skipped_in_a_row_ = static_cast<int64_t>(values_of(state.tensors, "skipped_in_a_row", 1)[0]);
+    learner_.set_state(state.tensors);
     if (weights_optimizer_) weights_optimizer_->set_state(state.tensors);
   }
 
@@ -424,12 +352,9 @@ class Trainer {
   ModelShape shape_;
   std::unique_ptr<Source> train_data_, eval_data_;
   std::optional<Pattern> start_;  // gates.pattern
-  Gates gates_;
-  AdamW gates_optimizer_, multipliers_optimizer_;
-  Multipliers multipliers_;
+  GateLearner learner_;
   std::optional<WeightsOptimizer> weights_optimizer_;
   LearningRateSchedule learning_rate_;
-  SparsityTarget target_;
   std::optional<RunLog> log_;
   bool recompute_ = false;
   int64_t step_ = 0, sequences_ = 0, skipped_in_a_row_ = 0;
