@@ -5,8 +5,8 @@
 
 namespace prulong {
 
-/// What a user can mend: a bad file, a full disk, a run that diverged. One line: the file or argument, what was expected,
-/// what was found, what to do. Programs print it and exit with 1.
+/// What a user can mend: a bad file, a full disk, a run that diverged. One line: the file or argument, what was
+/// expected, what was found, what to do. Programs print it and exit with 1.
 struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };

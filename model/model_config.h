@@ -14,10 +14,10 @@ struct RopeConfig {
   enum class Kind { kDefault, kLinear, kLlama3 };
   Kind kind = Kind::kDefault;
   double theta = 10000.0;
-  double factor = 1.0;                      ///< linear and llama3
-  double low_freq_factor = 1.0;             ///< llama3
-  double high_freq_factor = 4.0;            ///< llama3
-  int64_t original_max_positions = 8192;    ///< llama3
+  double factor = 1.0;                    ///< linear and llama3
+  double low_freq_factor = 1.0;           ///< llama3
+  double high_freq_factor = 4.0;          ///< llama3
+  int64_t original_max_positions = 8192;  ///< llama3
 };
 
 /// A Llama-family model, as its config.json says it.
@@ -39,8 +39,8 @@ struct ModelConfig {
 };
 
 /// Reads `folder`/config.json as transformers 4.x or 5.x write it (rope_theta and rope_scaling, or rope_parameters).
-/// Anything that would change the mathematics and is not supported is refused by name: model types, RoPE kinds, activation,
-/// attention or MLP biases, sliding windows, quantised weights, head counts that do not divide.
+/// Anything that would change the mathematics and is not supported is refused by name: model types, RoPE kinds,
+/// activation, attention or MLP biases, sliding windows, quantised weights, head counts that do not divide.
 /// @throws Error naming the file, the key, the value and what is supported.
 ModelConfig read_model_config(const std::filesystem::path& folder);
 

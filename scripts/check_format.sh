@@ -4,5 +4,5 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 mode=(--dry-run --Werror)
 [ "${1:-}" = --fix ] && mode=(-i)
-git ls-files -z '*.h' '*.cpp' '*.cu' '*.cuh' | xargs -0 -r clang-format "${mode[@]}"
+git ls-files -z '*.h' '*.cpp' '*.cu' '*.cuh' | xargs -0 -r .venv/bin/clang-format "${mode[@]}"
 echo "format: fine"

@@ -10,7 +10,7 @@ say() { printf '[setup] %s\n' "$*"; }
 fail() { printf '[setup] error: %s\n' "$*" >&2; exit 1; }
 
 # --- 1. System packages ------------------------------------------------------------------------------------------------
-packages=(g++ cmake ninja-build ccache git python3 python3-venv clang-format lld
+packages=(g++ cmake ninja-build ccache git python3 python3-venv lld
           catch2 libcxxopts-dev libspdlog-dev libyaml-cpp-dev nlohmann-json3-dev libzstd-dev)
 missing=()
 for package in "${packages[@]}"; do
