@@ -2,6 +2,8 @@
 #include "trainer/data/mixture.h"
 
 #include <algorithm>
+#include <array>
+#include <charconv>
 #include <cmath>
 #include <numeric>
 #include <string>
@@ -9,14 +11,21 @@
 namespace prulong {
 namespace {
 
+/// The shortest text that reads back exactly: every change of a share shows.
+std::string exact_text(double value) {
+  std::array<char, 32> buffer{};
+  return {buffer.data(), std::to_chars(buffer.data(), buffer.data() + buffer.size(), value).ptr};
+}
+
 // Source i's j-th draw is due at the virtual time (j + 1/2) / share_i; draws happen in order of their due times, ties
 // by source. One draw takes one unit of time on average, so that sequence n lies near time n.
 class Mixture : public Source {
  public:
   explicit Mixture(std::vector<WeightedSource> sources) : sources_(std::move(sources)) {
-    double total = 0;
-    for (const auto& entry : sources_) total += entry.weight;
-    for (const auto& entry : sources_) shares_.push_back(entry.weight / total);
+    double largest = 0, total = 0;
+    for (const auto& entry : sources_) largest = std::max(largest, entry.weight);
+    for (const auto& entry : sources_) total += entry.weight / largest;  // huge weights do not add up to infinity
+    for (const auto& entry : sources_) shares_.push_back(entry.weight / largest / total);
   }
 
   Sequence sequence(int64_t n) const override {
@@ -45,7 +54,7 @@ class Mixture : public Source {
   std::string fingerprint() const override {
     std::string text = "mixture";
     for (size_t i = 0; i < sources_.size(); ++i) {
-      text += " [" + std::to_string(shares_[i]) + " " + sources_[i].source->fingerprint() + "]";
+      text += " [" + exact_text(shares_[i]) + " " + sources_[i].source->fingerprint() + "]";
     }
     return text;
   }
