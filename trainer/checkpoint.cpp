@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include "trainer/checkpoint.h"
 
-#include <algorithm>
+#include <cinttypes>
+#include <cstdio>
 #include <fstream>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <vector>
@@ -33,16 +35,20 @@ std::string checksum_of_file(const fs::path& path) {
   return text;
 }
 
-/// Complete checkpoints (those with a manifest), newest first.
-std::vector<fs::path> manifests(const fs::path& folder) {
-  std::vector<fs::path> found;
-  if (!fs::is_directory(folder)) return found;
+/// Complete checkpoints (those with a manifest) up to a step, newest first.
+std::vector<fs::path> manifests(const fs::path& folder, int64_t last_step = std::numeric_limits<int64_t>::max()) {
+  std::map<int64_t, fs::path> found;  // by number: names sort otherwise once a step has more digits than the padding
+  if (!fs::is_directory(folder)) return {};
   for (const auto& entry : fs::directory_iterator(folder)) {
-    const auto name = entry.path().filename().string();
-    if (name.starts_with("step-") && name.ends_with(".json")) found.push_back(entry.path());
+    if (entry.path().extension() != ".json") continue;
+    const auto name = entry.path().stem().string();
+    int64_t step = 0;
+    std::sscanf(name.c_str(), "step-%" SCNd64, &step);
+    if (step <= last_step && name == stem(step)) found[step] = entry.path();
   }
-  std::sort(found.rbegin(), found.rend());
-  return found;
+  std::vector<fs::path> newest_first;
+  for (auto entry = found.rbegin(); entry != found.rend(); ++entry) newest_first.push_back(entry->second);
+  return newest_first;
 }
 
 TrainingState load_verified(const fs::path& manifest_path) {
@@ -102,7 +108,8 @@ void save_checkpoint(const fs::path& folder, const TrainingState& state, int64_t
   write_file_atomically(manifest_path, manifest.dump(2) + "\n");
   load_verified(manifest_path);
 
-  const auto all = manifests(folder);
+  // Those ahead of this step are damaged ones that were passed over: they must not push good ones out.
+  const auto all = manifests(folder, state.step);
   for (size_t i = static_cast<size_t>(keep); i < all.size(); ++i) {
     auto old_data = all[i];
     old_data.replace_extension(".safetensors");

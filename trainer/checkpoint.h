@@ -22,7 +22,7 @@ struct TrainingState {
 
 /// Writes `folder`/step-N.safetensors and then step-N.json, which holds size and checksum of the first and whose
 /// presence makes the checkpoint complete; each atomically, the first read back and verified. Then removes all but the
-/// newest `keep` (>= 1).
+/// newest `keep` (>= 1) up to this step.
 /// @throws Error naming the file and the system's reason; older checkpoints stay as they were.
 void save_checkpoint(const std::filesystem::path& folder, const TrainingState& state, int64_t keep);
 

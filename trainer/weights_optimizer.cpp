@@ -47,7 +47,7 @@ void WeightsOptimizer::step(double learning_rate, double gradient_scale) {
     at::_fused_adamw_(group.masters, gradients, group.m, group.v, {}, group.steps, learning_rate, options_.beta1,
                       options_.beta2, group.weight_decay, options_.eps, /*amsgrad=*/false, /*maximize=*/false);
     for (size_t i = 0; i < group.weights.size(); ++i) {
-      if (!group.weights[i].is_same(group.masters[i])) group.weights[i].detach().copy_(group.masters[i]);
+      if (!group.weights[i].is_alias_of(group.masters[i])) group.weights[i].detach().copy_(group.masters[i]);
     }
   }
   zero_gradients();
