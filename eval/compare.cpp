@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
@@ -74,6 +75,26 @@ std::string default_label(const MethodOptions& options, const Pattern& pattern) 
   return std::to_string(options.count) + " random masks, " + percent(pattern.local_fraction());
 }
 
+using Cells = std::array<std::string, 4>;
+
+/// The first column to the left, the others to the right.
+std::string aligned(const std::vector<Cells>& lines) {
+  const auto width_of = [](const std::string& text) {  // characters, not bytes of UTF-8
+    return static_cast<size_t>(std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; }));
+  };
+  std::array<size_t, 4> widths{};
+  for (const Cells& cells : lines) {
+    for (size_t i = 0; i < cells.size(); ++i) widths[i] = std::max(widths[i], width_of(cells[i]));
+  }
+  std::string text;
+  for (const Cells& cells : lines) {
+    text += cells[0] + std::string(widths[0] - width_of(cells[0]), ' ');
+    for (size_t i = 1; i < cells.size(); ++i) text += std::string(3 + widths[i] - width_of(cells[i]), ' ') + cells[i];
+    text += '\n';
+  }
+  return text;
+}
+
 template <class Get>
 double mean(const std::vector<HeldOut>& results, Get get) {
   double sum = 0;
@@ -128,12 +149,6 @@ std::vector<MethodResult> compare(const EvalConfig& config, const std::function<
 }
 
 std::string comparison_table(const std::vector<MethodResult>& rows) {
-  size_t width = 6;
-  for (const auto& row : rows) width = std::max(width, row.label.size());
-  char line[256];
-  std::snprintf(line, sizeof line, "%-*s  %22s  %22s  %10s\n", static_cast<int>(width), "method", "answer tokens right",
-                "whole answers right", "KV kept");
-  std::string table = line;
   const auto cell = [](const MethodResult& row, double average, auto get) {
     char text[64];
     if (row.results.size() == 1) {
@@ -145,20 +160,26 @@ std::string comparison_table(const std::vector<MethodResult>& rows) {
     std::snprintf(text, sizeof text, "%.1f %% (%.1f to %.1f)", 100 * average, 100 * get(*low), 100 * get(*high));
     return std::string(text);
   };
+  std::vector<Cells> lines = {{"method", "answer tokens right", "whole answers right", "KV kept"}};
   for (const auto& row : rows) {
-    const auto tokens = cell(row, row.mean_answer_accuracy(), [](const HeldOut& h) { return h.answer_accuracy; });
-    const auto answers = cell(row, row.mean_answer_exact(), [](const HeldOut& h) { return h.answer_exact; });
-    std::snprintf(line, sizeof line, "%-*s  %22s  %22s  %8.1f %%\n", static_cast<int>(width), row.label.c_str(),
-                  tokens.c_str(), answers.c_str(), 100 * row.kv_kept);
-    table += line;
+    char kept[32];
+    std::snprintf(kept, sizeof kept, "%.1f %%", 100 * row.kv_kept);
+    lines.push_back({row.label,
+                     cell(row, row.mean_answer_accuracy(), [](const HeldOut& h) { return h.answer_accuracy; }),
+                     cell(row, row.mean_answer_exact(), [](const HeldOut& h) { return h.answer_exact; }), kept});
   }
-  return table;
+  return aligned(lines);
 }
 
 std::string comparison_json(const EvalConfig& config, const std::vector<MethodResult>& rows) {
-  nlohmann::json report = {{"seq_len", config.seq_len},  {"sequences", config.sequences},
-                           {"model", config.model.path}, {"threads", at::get_num_threads()},
-                           {"versions", versions()},     {"methods", nlohmann::json::array()}};
+  EvalConfig copy = config;
+  nlohmann::json report = {{"config", to_yaml([&](ConfigVisitor& v) { visit_config(v, copy); })},
+                           {"seq_len", config.seq_len},
+                           {"sequences", config.sequences},
+                           {"model", config.model.path},
+                           {"threads", at::get_num_threads()},
+                           {"versions", versions()},
+                           {"methods", nlohmann::json::array()}};
   for (const auto& row : rows) {
     nlohmann::json masks = nlohmann::json::array();
     for (const HeldOut& h : row.results) {

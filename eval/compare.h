@@ -30,7 +30,7 @@ double kv_kept(double local_fraction, int64_t sink, int64_t window, int64_t toke
 /// @throws Error naming the pattern, model or data that does not fit.
 std::vector<MethodResult> compare(const EvalConfig& config, const std::function<void(const std::string&)>& say);
 
-/// The comparison as a table for people, and as JSON with the configuration, versions and hardware.
+/// The comparison as a table for people, and as JSON with the configuration, versions and number of threads.
 std::string comparison_table(const std::vector<MethodResult>& rows);
 std::string comparison_json(const EvalConfig& config, const std::vector<MethodResult>& rows);
 

@@ -37,11 +37,11 @@ void visit_config(ConfigVisitor& v, EvalConfig& c) {
   v.section({"model", "The pretrained model"}, [&] { visit_options(v, c.model); });
   v.section({"attention", "What local heads of the methods local and random see; a pattern brings its own"},
             [&] { visit_options(v, c.attention); });
-  v.list(c.data, {"data", "sources of sequences with answers (type: recall), of their held-out split; at least one"},
+  v.list(c.data, {"data", "Sources of sequences with answers (type: recall), of their held-out split; at least one"},
          [](ConfigVisitor& item, SourceOptions& o) { visit_options(item, o); });
   v.integer(c.seq_len, {"seq_len", "length of a sequence", "tokens"}, 2, 1 << 30);
   v.integer(c.sequences, {"sequences", "how many sequences every method is measured on", "sequences"}, 1, 1 << 20);
-  v.list(c.methods, {"methods", "rows of the table; at least one"}, visit_method);
+  v.list(c.methods, {"methods", "Rows of the table; at least one"}, visit_method);
   v.text(c.out, {"out", "JSON file to write; empty: print only"}, TextRule::kOptional);
 }
 
@@ -58,6 +58,11 @@ EvalConfig load_eval_config(const std::filesystem::path& path, const std::vector
   for (size_t i = 0; i < config.data.size(); ++i) {
     if (config.data[i].type != SourceType::kRecall) {
       refuse("data." + std::to_string(i) + ".type", "expected recall, the only source with answers");
+    }
+    if (config.data[i].questions > config.data[i].statements) {
+      refuse("data." + std::to_string(i) + ".questions", "expected at most statements, which is " +
+                                                             std::to_string(config.data[i].statements) + ", found " +
+                                                             std::to_string(config.data[i].questions));
     }
   }
   for (size_t i = 0; i < config.methods.size(); ++i) {

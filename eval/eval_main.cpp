@@ -5,6 +5,7 @@
 
 #include <cstdio>
 #include <cxxopts.hpp>
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -20,7 +21,7 @@ int run(int argc, char** argv) {
   cxxopts::Options options(
       "prulong-eval",
       "Measures masks on held-out recall: answers right and KV entries kept, side by side.\n"
-      "configs/README.md describes every key of CONFIG.yaml; key.path=value arguments override it.\n");
+      "configs/eval.md describes every key of CONFIG.yaml; key.path=value arguments override it.\n");
   options.positional_help("CONFIG.yaml [key.path=value ...]");
   options.add_options()("h,help", "show this text")("version", "show the version")(
       "arguments", "", cxxopts::value<std::vector<std::string>>());
@@ -40,6 +41,9 @@ int run(int argc, char** argv) {
   const std::string path = arguments.front();
   arguments.erase(arguments.begin());
   const auto config = prulong::load_eval_config(path, arguments);
+  if (!config.out.empty() && !std::filesystem::is_directory(std::filesystem::absolute(config.out).parent_path())) {
+    throw prulong::Error(config.out + ": its folder does not exist; create it, or choose another out");
+  }
   const auto rows =
       prulong::compare(config, [](const std::string& message) { std::fprintf(stderr, "%s\n", message.c_str()); });
   std::fputs(prulong::comparison_table(rows).c_str(), stdout);

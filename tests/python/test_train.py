@@ -5,51 +5,16 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from prulong import Pattern
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests" / "trainer" / "data")]
-import make_data  # noqa: E402
-import prepare_data  # noqa: E402
-
-LAYERS, KV_HEADS = 3, 2
-PROSE = {split: " ".join(f"The {a} {b} went to the {c}." for a in adjectives for b in ("man", "dog", "cat", "ship")
-                         for c in ("sea", "hill", "town", "wood", "lake"))
-         for split, adjectives in (("train", ("old", "new", "red")), ("eval", ("big", "tiny", "blue")))}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A model folder, a recall kit and a token folder that fit each other."""
-    folder = tmp_path_factory.mktemp("world")
-    make_data.write_tokenizer(folder / "model", begin_of_text=True)
-    torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=LAYERS,
-                         num_attention_heads=4, num_key_value_heads=KV_HEADS, head_dim=16, max_position_embeddings=512,
-                         tie_word_embeddings=True)
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    words = folder / "words"
-    words.mkdir()
-    for split, adjectives, nouns in (("train", "red old big", "apple dog house"), ("eval", "blue new tiny", "pear cat car")):
-        (words / f"{split}.txt").write_text(PROSE[split])
-        (words / f"adjectives.{split}.txt").write_text(adjectives.replace(" ", "\n"))
-        (words / f"nouns.{split}.txt").write_text(nouns.replace(" ", "\n"))
-    (folder / "book.txt").write_text(PROSE["train"] * 3)
-    tokenizer = ["--tokenizer", str(folder / "model")]
-    assert prepare_data.main(["recall", *tokenizer, "--out", str(folder / "kit"), "--words", str(words), "--train-prose",
-                              str(words / "train.txt"), "--eval-prose", str(words / "eval.txt")]) == 0
-    assert prepare_data.main(["text", *tokenizer, "--out", str(folder / "tokens"), str(folder / "book.txt")]) == 0
-    return folder
+from tiny_world import KV_HEADS, LAYERS, tiny_model
 
 
 @pytest.fixture
@@ -262,9 +227,7 @@ def test_bad_configurations_end_with_one_line(train, overrides, code, expected):
 
 def test_files_that_do_not_fit_are_refused(train, world, tmp_path):
     model = tmp_path / "small"
-    torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=LAYERS,
-                                 num_attention_heads=4, num_key_value_heads=KV_HEADS)).save_pretrained(model)
+    tiny_model(vocab_size=300).save_pretrained(model)
     assert "vocabulary of 400 tokens, the model has 300" in error_line(train(f"model.path={model}", code=1))
     train("train.steps=2")
     pattern = json.loads((tmp_path / "run" / "pattern.json").read_text())
