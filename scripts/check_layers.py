@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Checks who may include what (docs/design/layers.md): dependencies point one way, heavy headers stay in their place.
+"""Checks who may include what: dependencies point one way, heavy headers stay in their place.
 
 Usage: scripts/check_layers.py [ROOT]      Prints one line per breach and exits with 1 if there is any.
 """

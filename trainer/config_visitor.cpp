@@ -199,7 +199,7 @@ std::string config_table(const std::string& program, const std::string& source, 
   const bool two = !variant_rows.empty();
   std::string text = "# Configuration of " + program + "\n\nGenerated from " + source + ". `" + program +
                      " CONFIG.yaml [key.path=value ...]`: a file gives the keys that differ\n"
-                     "from the defaults, the command line has the last word (`data.train.0.path=...` reaches into a "
+                     "from the defaults, the command line has the last word (`LIST.0.KEY=...` reaches into a "
                      "list). Anything\nunknown, doubtful or out of range is refused. Relative paths count from the "
                      "working folder.\n";
   const std::string head = "\n| key | default |" + (two ? " " + variant + " |" : std::string()) +

@@ -76,6 +76,10 @@ class Trainer {
   }
 
   Outcome run() {
+    if (step_ == config_.train.steps) {
+      log_->info("nothing to do: all " + std::to_string(step_) + " steps are finished");
+      return Outcome::kFinished;
+    }
     announce();
     const int64_t first = step_;
     const auto start = Clock::now();
@@ -89,12 +93,13 @@ class Trainer {
         return Outcome::kStopped;
       }
       report(*result, seconds_since(step_start), seconds_since(start), first);
-      if (due(config_.checkpoint.every)) save();
+      // Evaluation first: killed in between, the run repeats both rather than losing the held-out line.
       if (eval_data_ && due(config_.eval.every)) evaluate_held_out();
+      if (due(config_.checkpoint.every)) save();
     }
-    save();
     if (eval_data_) evaluate_held_out();
     if (weights_optimizer_) save_model(folder_.path() / "model", model_, config_.model.path);
+    save();
     log_->info("finished " + std::to_string(step_) + " steps in " + format_seconds(seconds_since(start)) +
                "; pattern.json, masks.tsv and metrics.jsonl are in " + folder_.path().string());
     return Outcome::kFinished;

@@ -101,6 +101,13 @@ def test_a_run_learns_a_mask_and_writes_everything(train, tmp_path):
     assert len(list((run / "checkpoints").glob("*.json"))) == 3  # checkpoint.keep
 
 
+def test_a_finished_run_has_nothing_to_do(train, tmp_path):
+    train()
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    assert "nothing to do" in train()
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
 def test_the_resolved_configuration_makes_the_same_run(train, tmp_path, bin_folder):
     train()
     again = tmp_path / "again"
