@@ -15,5 +15,5 @@ scripts/check_format.sh
 step "C++ tests"
 ctest --preset "$preset"
 step "Python tests"
-PRULONG_BIN="build/$preset/bin" PRULONG_OPS_LIBRARY="build/$preset/lib/libprulong_ops.so" .venv/bin/python -m pytest -q tests/python
+PRULONG_BIN="$PWD/build/$preset/bin" PRULONG_OPS_LIBRARY="$PWD/build/$preset/lib/libprulong_ops.so" .venv/bin/python -m pytest -q tests/python
 step "all tests passed"
