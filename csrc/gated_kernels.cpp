@@ -46,6 +46,15 @@ void check_lse(const char* name, const at::Tensor& t, const at::Tensor& q) {
               t.device());
 }
 
+void check_results(const at::Tensor& dout, const at::Tensor& out, const at::Tensor& delta, const at::Tensor& lse_global,
+                   const at::Tensor& lse_local, const at::Tensor& q) {
+  check_saved("dout", dout, q);
+  check_saved("out", out, q);
+  check_saved("delta", delta, q);
+  check_lse("lse_global", lse_global, q);
+  check_lse("lse_local", lse_local, q);
+}
+
 AttentionSpec make_spec(const char* op, const at::Tensor& q, const at::Tensor& cu_seqlens, int64_t max_seqlen,
                         int64_t sink, int64_t window, double scale) {
   const Bounds bounds = read_bounds(op, "cu_seqlens", cu_seqlens, q.size(0), "max_seqlen", max_seqlen);
@@ -107,11 +116,7 @@ Tensors backward(const at::Tensor& dout, const at::Tensor& q, const at::Tensor& 
                  const at::Tensor& lse_local, const at::Tensor& cu_seqlens, int64_t max_seqlen, int64_t sink,
                  int64_t window, double scale, std::array<bool, 4> needs) {
   check_inputs(kBackward, q, k, v, gate, cu_seqlens, sink, window, scale);
-  check_saved("dout", dout, q);
-  check_saved("out", out, q);
-  check_saved("delta", delta, q);
-  check_lse("lse_global", lse_global, q);
-  check_lse("lse_local", lse_local, q);
+  check_results(dout, out, delta, lse_global, lse_local, q);
   const AttentionSpec spec = make_spec(kBackward, q, cu_seqlens, max_seqlen, sink, window, scale);
   const std::vector<HeadKind> kinds = kinds_of(read_gate(kBackward, gate));
   const int64_t kv_heads = k.size(1);
@@ -183,11 +188,7 @@ Tensors backward_meta(const at::Tensor& dout, const at::Tensor& q, const at::Ten
                       c10::SymInt /*max_seqlen*/, int64_t sink, int64_t window, double scale,
                       std::array<bool, 4> needs) {
   check_inputs(kBackward, q, k, v, gate, cu_seqlens, sink, window, scale);
-  check_saved("dout", dout, q);
-  check_saved("out", out, q);
-  check_saved("delta", delta, q);
-  check_lse("lse_global", lse_global, q);
-  check_lse("lse_local", lse_local, q);
+  check_results(dout, out, delta, lse_global, lse_local, q);
   const auto gradient = [](bool needed, const at::Tensor& t) {
     return needed ? at::empty_symint(t.sym_sizes(), t.options()) : at::empty({0}, t.options());
   };
