@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+/// What a kernel source needs to be compiled twice: by nvcc for sm_90a, and by the host compiler for the emulation that
+/// tests run (emulation/emulator.h). Every function of this folder has one declaration and two definitions: PTX in its
+/// header, and the emulation's in emulation/. Kernels use these functions and nothing else of CUDA.
+
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define PRULONG_ON_DEVICE 1
+#define PRULONG_DEVICE __device__ __forceinline__
+#define PRULONG_HOST_DEVICE __host__ __device__ __forceinline__
+#define PRULONG_SITE
+#define PRULONG_SITE_ONLY
+#define PRULONG_UNROLL _Pragma("unroll")
+#else
+#define PRULONG_ON_DEVICE 0
+#define PRULONG_DEVICE
+#define PRULONG_HOST_DEVICE inline
+/// Last parameter of what the emulation reports about: the line of the kernel that called.
+#define PRULONG_SITE , ::prulong::kernels::device::Site site = ::prulong::kernels::device::Site::here()
+#define PRULONG_SITE_ONLY ::prulong::kernels::device::Site site = ::prulong::kernels::device::Site::here()
+#define PRULONG_UNROLL
+#endif
+
+namespace prulong::kernels::device {
+
+/// Address in the CTA's shared memory, in bytes.
+using Shared = uint32_t;
+
+#if !PRULONG_ON_DEVICE
+/// A line of source.
+struct Site {
+  const char* file;
+  int line;
+  static constexpr Site here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
+};
+#endif
+
+}  // namespace prulong::kernels::device
