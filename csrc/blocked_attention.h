@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "csrc/attention_parts.h"
 #include "csrc/checks.h"
 #include "csrc/tile_plan.h"
 
@@ -13,15 +14,6 @@ namespace prulong {
 
 /// What a head computes. kFractional: both branches, mixed by a gate strictly between 0 and 1.
 enum class HeadKind { kLocal, kGlobal, kFractional };
-
-/// One document: its queries, and its keys in the packed key tensors. Query row r stands at position
-/// k_length - q_length + r.
-struct Document {
-  int64_t q_begin;
-  int64_t q_length;
-  int64_t k_begin;
-  int64_t k_length;
-};
 
 /// What all heads of a call share.
 struct AttentionSpec {

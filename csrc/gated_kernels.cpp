@@ -10,9 +10,9 @@
 
 #include "csrc/blocked_attention.h"
 #include "csrc/checks.h"
-#include "csrc/flash_attention.h"
-#include "csrc/gated_flash.h"
+#include "csrc/gated_library.h"
 #include "csrc/head_groups.h"
+#include "csrc/library_attention.h"
 
 namespace prulong {
 namespace {
@@ -78,16 +78,16 @@ Tensors forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, c
   check_inputs(kForward, q, k, v, gate, cu_seqlens, sink, window, scale);
   const AttentionSpec spec = make_spec(kForward, q, cu_seqlens, max_seqlen, sink, window, scale);
   const std::vector<HeadKind> kinds = kinds_of(read_gate(kForward, gate));
+  if (LibraryAttention::supports(q)) {
+    const GatedSaved saved = gated_library_forward(spec, kinds, q, k, v, gate);
+    return {saved.out, saved.delta, saved.lse_global, saved.lse_local};
+  }
   const int64_t tokens = q.size(0), kv_heads = k.size(1);
   const at::TensorOptions lse_options = q.options().dtype(compute_type(q.scalar_type()));
   const at::Tensor out = at::empty(q.sizes(), q.options());
   const at::Tensor delta = at::zeros(q.sizes(), q.options());
   const at::Tensor lse_global = at::zeros({q.size(1), tokens}, lse_options);
   const at::Tensor lse_local = at::zeros_like(lse_global);
-  if (FlashAttention::supports(q)) {
-    gated_flash_forward(spec, kinds, {q, k, v, gate, out, delta, lse_global, lse_local});
-    return {out, delta, lse_global, lse_local};
-  }
   const at::Tensor keys = keys_by_head(k), values = keys_by_head(v);
   std::vector<ForwardJob> jobs;
   std::vector<HeadSlice> slices;
@@ -119,6 +119,14 @@ Tensors backward(const at::Tensor& dout, const at::Tensor& q, const at::Tensor& 
   check_results(dout, out, delta, lse_global, lse_local, q);
   const AttentionSpec spec = make_spec(kBackward, q, cu_seqlens, max_seqlen, sink, window, scale);
   const std::vector<HeadKind> kinds = kinds_of(read_gate(kBackward, gate));
+  if (LibraryAttention::supports(q)) {
+    const auto [dq, dk, dv, dgate] =
+        gated_library_backward(spec, kinds, dout, q, k, v, gate, {out, delta, lse_global, lse_local}, needs);
+    const auto or_empty = [](const at::Tensor& gradient, const at::Tensor& of) {
+      return gradient.defined() ? gradient : at::empty({0}, of.options());
+    };
+    return {or_empty(dq, q), or_empty(dk, k), or_empty(dv, v), or_empty(dgate, gate)};
+  }
   const int64_t kv_heads = k.size(1);
   const bool needs_qkv = needs[0] || needs[1] || needs[2];
 
@@ -128,16 +136,6 @@ Tensors backward(const at::Tensor& dout, const at::Tensor& q, const at::Tensor& 
   const at::Tensor dk = needs[1] ? at::zeros(k.sizes(), sums) : at::empty({0}, sums);
   const at::Tensor dv = needs[2] ? at::zeros(v.sizes(), sums) : at::empty({0}, sums);
   const at::Tensor dgate = at::zeros({needs[3] ? kv_heads : 0}, gate.options().dtype(at::kDouble));
-  const auto results = [&]() -> Tensors {
-    return {dq, dk.to(k.scalar_type()), dv.to(v.scalar_type()), dgate.to(gate.scalar_type())};
-  };
-  if (FlashAttention::supports(q)) {
-    const auto needed = [&](int which, const at::Tensor& t) { return needs[which] ? t : at::Tensor(); };
-    gated_flash_backward(spec, kinds, {q, k, v, gate, out, delta, lse_global, lse_local}, dout,
-                         {needed(0, dq), needed(1, dk), needed(2, dv), needed(3, dgate)});
-    return results();
-  }
-
   const at::Tensor keys = keys_by_head(k), values = keys_by_head(v);
   std::vector<BackwardJob> jobs;
   std::vector<HeadSlice> slices;
@@ -169,7 +167,7 @@ Tensors backward(const at::Tensor& dout, const at::Tensor& q, const at::Tensor& 
   }
   blocked_backward(spec, jobs);
   for (const HeadSlice& part : slices) part.write_back();
-  return results();
+  return {dq, dk.to(k.scalar_type()), dv.to(v.scalar_type()), dgate.to(gate.scalar_type())};
 }
 
 Tensors forward_meta(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate,

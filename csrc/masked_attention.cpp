@@ -10,8 +10,8 @@
 
 #include "csrc/blocked_attention.h"
 #include "csrc/checks.h"
-#include "csrc/flash_attention.h"
 #include "csrc/head_groups.h"
+#include "csrc/library_attention.h"
 
 namespace prulong {
 namespace {
@@ -57,19 +57,20 @@ Result run(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const 
   const int64_t kv_heads = k.size(1);
   const at::Tensor out = at::empty(q.sizes(), q.options());
   const at::Tensor lse = at::empty({q.size(1), q.size(0)}, q.options().dtype(compute_type(q.scalar_type())));
-  const at::Tensor keys = keys_by_head(k), values = keys_by_head(v);
+  const bool by_library = LibraryAttention::supports(q);
+  const at::Tensor keys = by_library ? at::Tensor() : keys_by_head(k);
+  const at::Tensor values = by_library ? at::Tensor() : keys_by_head(v);
   std::vector<ForwardJob> jobs;
   std::vector<HeadSlice> slices;
-  const bool flash = FlashAttention::supports(q);
   for (const HeadGroup& group : group_heads(read_kinds(is_global), q.is_cuda())) {
     slices.emplace_back(split_query_heads(out, kv_heads), 1, group.heads);
     const at::Tensor out_part = slices.back().part();
     slices.emplace_back(lse.unflatten(0, {kv_heads, -1}), 0, group.heads);
     const at::Tensor lse_part = slices.back().part();
     const at::Tensor q_part = take_heads(split_query_heads(q, kv_heads), 1, group.heads);
-    if (flash && group.kind == HeadKind::kGlobal) {
+    if (by_library) {
       auto [o, o_lse] =
-          FlashAttention(spec, q.device())
+          LibraryAttention(spec, group.kind == HeadKind::kLocal, q.device())
               .forward(q_part.flatten(1, 2), take_heads(k, 1, group.heads), take_heads(v, 1, group.heads));
       out_part.copy_(o.unflatten(1, {-1, q_part.size(2)}));
       lse_part.copy_(o_lse.unflatten(0, {-1, q_part.size(2)}));

@@ -66,7 +66,8 @@ __device__ Places find_places(const float* gate, int heads, int* shared) {
   return places;
 }
 
-// Calls body(gate, vector of out, of o_global, of o_local) for every vector of every token, one token per block and turn.
+// Calls body(gate, vector of out, of o_global, of o_local) for every vector of every token, one token per block and
+// turn.
 template <typename Body>
 __device__ void for_each_vector(const float* gate, int64_t tokens, int heads, int vectors_per_row, const Places& places,
                                 Body body) {
@@ -74,8 +75,7 @@ __device__ void for_each_vector(const float* gate, int64_t tokens, int heads, in
     for (int e = static_cast<int>(threadIdx.x); e < heads * vectors_per_row; e += kThreads) {
       const int h = e / vectors_per_row;
       const int i = e - h * vectors_per_row;
-      body(gate[h], t * heads * vectors_per_row + e,
-           (t * places.global_heads + places.global[h]) * vectors_per_row + i,
+      body(gate[h], t * heads * vectors_per_row + e, (t * places.global_heads + places.global[h]) * vectors_per_row + i,
            (t * places.local_heads + places.local[h]) * vectors_per_row + i);
     }
   }

@@ -57,14 +57,14 @@ int64_t gate_gradient_parts(int64_t tokens);
 /// Joins the softmax over more keys, for some rows, to a softmax over other keys: out and lse become those over both.
 struct SoftmaxMergeParams {
   ElementType type;
-  int64_t rows, heads, dim;   // query heads; dim a multiple of 8
-  const int64_t* row_index;   // [rows]: a row's place in out and lse; null: first_row + r
+  int64_t rows, heads, dim;  // query heads; dim a multiple of 8
+  const int64_t* row_index;  // [rows]: a row's place in out and lse; null: first_row + r
   int64_t first_row;
-  int64_t lse_stride;         // of out's log-sum-exp, from head to head
-  const void* part_out;       // [rows, heads, dim]
-  const float* part_lse;      // [heads, rows]
-  void* out;                  // [tokens, heads, dim]
-  float* lse;                 // [heads, tokens]
+  int64_t lse_stride;     // of out's log-sum-exp, from head to head
+  const void* part_out;   // [rows, heads, dim]
+  const float* part_lse;  // [heads, rows]
+  void* out;              // [tokens, heads, dim]
+  float* lse;             // [heads, tokens]
 };
 cudaError_t launch_softmax_merge(const SoftmaxMergeParams& params, cudaStream_t stream);
 
