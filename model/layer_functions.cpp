@@ -89,8 +89,10 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
 
 at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up) { return SwiGlu::apply(gate, up); }
 
-at::Tensor project(const at::Tensor& x, const at::Tensor& weight) {
-  return matmul_dtype(x) == x.scalar_type() ? at::linear(x, weight) : WideLinear::apply(x, weight);
+at::Tensor project(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+  if (matmul_dtype(x) == x.scalar_type()) return at::linear(x, weight, bias);
+  const at::Tensor product = WideLinear::apply(x, weight);
+  return bias.defined() ? product.add(bias) : product;
 }
 
 at::ScalarType matmul_dtype(const at::Tensor& x) {

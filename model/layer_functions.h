@@ -14,9 +14,10 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps);
 /// silu(gate) * up, same shapes and dtype. Differentiable; saves gate and up.
 at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up);
 
-/// x [T, in] times weight [out, in] transposed, [T, out]. Differentiable; a frozen weight gets no gradient computed and
-/// makes nothing saved but itself. bfloat16 and float16 on a CPU that is slow in them are multiplied in float32.
-at::Tensor project(const at::Tensor& x, const at::Tensor& weight);
+/// x [T, in] times weight [out, in] transposed, plus bias [out] if there is one: [T, out]. Differentiable; a frozen
+/// weight gets no gradient computed and makes nothing saved but itself. bfloat16 and float16 on a CPU that is slow in
+/// them are multiplied in float32.
+at::Tensor project(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias = {});
 
 /// The dtype in which `project` multiplies tensors like x.
 at::ScalarType matmul_dtype(const at::Tensor& x);

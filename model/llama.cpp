@@ -150,6 +150,13 @@ Llama Llama::load(const std::filesystem::path& folder, at::ScalarType dtype, at:
   }
 }
 
+Llama Llama::without_values(const ModelConfig& config, at::ScalarType dtype) {
+  TensorMap weights;
+  const auto options = at::TensorOptions().dtype(dtype).device(at::kMeta);
+  for (const auto& [name, shape] : weight_shapes(config)) weights[name] = at::empty(shape, options);
+  return Llama(config, std::move(weights));
+}
+
 Llama::Llama(ModelConfig config, TensorMap weights) : config_(std::move(config)), weights_(std::move(weights)) {
   check_llama_weights(config_, weights_);
   bind_layers();
@@ -158,13 +165,10 @@ Llama::Llama(ModelConfig config, TensorMap weights) : config_(std::move(config))
 
 void Llama::bind_layers() {
   layers_.clear();
+  const std::vector<LayerTensor> tensors = layer_tensors(config_);
   for (int64_t l = 0; l < config_.layers; ++l) {
-    const auto get = [&](const char* name) {
-      return weights_.at("model.layers." + std::to_string(l) + "." + name + ".weight");
-    };
-    layers_.push_back({get("input_layernorm"), get("self_attn.q_proj"), get("self_attn.k_proj"),
-                       get("self_attn.v_proj"), get("self_attn.o_proj"), get("post_attention_layernorm"),
-                       get("mlp.gate_proj"), get("mlp.up_proj"), get("mlp.down_proj")});
+    LayerWeights& layer = layers_.emplace_back();
+    for (const LayerTensor& tensor : tensors) layer.*tensor.member = weights_.at(layer_prefix(l) + tensor.name);
   }
 }
 

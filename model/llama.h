@@ -35,7 +35,7 @@ struct HeadRoles {
   static HeadRoles from_pattern(const Pattern& pattern, const ModelConfig& config, at::Device device);
 };
 
-/// A pretrained Llama-family decoder with packed documents and head roles. Weights are plain tensors, frozen (no
+/// A pretrained Llama-like decoder with packed documents and head roles. Weights are plain tensors, frozen (no
 /// requires_grad) unless set_trainable(true); gradients of frozen weights are neither computed nor stored.
 class Llama {
  public:
@@ -43,6 +43,9 @@ class Llama {
   /// the memory-mapped file.
   /// @throws Error naming file and tensor: missing, unexpected, wrong shape or dtype.
   static Llama load(const std::filesystem::path& folder, at::ScalarType dtype, at::Device device);
+
+  /// A model of the right shapes on torch's meta device, for counting: its weights have no values and take no memory.
+  static Llama without_values(const ModelConfig& config, at::ScalarType dtype);
 
   /// Builds the model from weights in Hugging Face names ("model.layers.0.self_attn.q_proj.weight"), all of one
   /// floating dtype and device.

@@ -14,6 +14,8 @@ namespace prulong {
 /// gate and up [mlp, hidden], down [hidden, mlp].
 struct LayerWeights {
   at::Tensor input_norm, q, k, v, o, post_norm, gate, up, down;
+  at::Tensor q_bias, k_bias, v_bias;  ///< [Hq * D], [Hkv * D], [Hkv * D]; undefined where the model has none
+  at::Tensor q_norm, k_norm;          ///< [D], over each head; undefined where the model has none
 };
 
 /// What all layers share in one forward pass.

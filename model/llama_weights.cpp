@@ -3,7 +3,6 @@
 
 #include <ATen/ops/equal.h>
 
-#include <set>
 #include <string>
 #include <vector>
 
@@ -53,32 +52,51 @@ void drop_needless(const ModelConfig& config, TensorMap& weights) {
 
 }  // namespace
 
-void check_llama_weights(const ModelConfig& config, TensorMap& weights) {
-  const int64_t hidden = config.hidden_size, mlp = config.intermediate_size;
-  const int64_t q_size = config.query_heads * config.head_dim, kv_size = config.kv_heads * config.head_dim;
-  std::set<std::string> expected;
-  const auto expect = [&](const std::string& name, const std::vector<int64_t>& shape) {
-    check_tensor(weights, name, shape);
-    expected.insert(name);
-  };
-  expect(kEmbedding, {config.vocab_size, hidden});
-  drop_needless(config, weights);
-  expect("model.norm.weight", {hidden});
-  if (!config.tied_embeddings) expect(kHead, {config.vocab_size, hidden});
-  for (int64_t l = 0; l < config.layers; ++l) {
-    const std::string layer = "model.layers." + std::to_string(l) + ".";
-    expect(layer + "input_layernorm.weight", {hidden});
-    expect(layer + "self_attn.q_proj.weight", {q_size, hidden});
-    expect(layer + "self_attn.k_proj.weight", {kv_size, hidden});
-    expect(layer + "self_attn.v_proj.weight", {kv_size, hidden});
-    expect(layer + "self_attn.o_proj.weight", {hidden, q_size});
-    expect(layer + "post_attention_layernorm.weight", {hidden});
-    expect(layer + "mlp.gate_proj.weight", {mlp, hidden});
-    expect(layer + "mlp.up_proj.weight", {mlp, hidden});
-    expect(layer + "mlp.down_proj.weight", {hidden, mlp});
+std::vector<LayerTensor> layer_tensors(const ModelConfig& config) {
+  const int64_t hidden = config.hidden_size, mlp = config.intermediate_size, head = config.head_dim;
+  const int64_t query = config.query_heads * head, kv = config.kv_heads * head;
+  using W = LayerWeights;
+  std::vector<LayerTensor> tensors{{"input_layernorm.weight", &W::input_norm, {hidden}},
+                                   {"self_attn.q_proj.weight", &W::q, {query, hidden}},
+                                   {"self_attn.k_proj.weight", &W::k, {kv, hidden}},
+                                   {"self_attn.v_proj.weight", &W::v, {kv, hidden}},
+                                   {"self_attn.o_proj.weight", &W::o, {hidden, query}},
+                                   {"post_attention_layernorm.weight", &W::post_norm, {hidden}},
+                                   {"mlp.gate_proj.weight", &W::gate, {mlp, hidden}},
+                                   {"mlp.up_proj.weight", &W::up, {mlp, hidden}},
+                                   {"mlp.down_proj.weight", &W::down, {hidden, mlp}}};
+  if (config.qkv_biases) {
+    tensors.push_back({"self_attn.q_proj.bias", &W::q_bias, {query}});
+    tensors.push_back({"self_attn.k_proj.bias", &W::k_bias, {kv}});
+    tensors.push_back({"self_attn.v_proj.bias", &W::v_bias, {kv}});
   }
+  if (config.qk_norms) {
+    tensors.push_back({"self_attn.q_norm.weight", &W::q_norm, {head}});
+    tensors.push_back({"self_attn.k_norm.weight", &W::k_norm, {head}});
+  }
+  return tensors;
+}
+
+std::string layer_prefix(int64_t layer) { return "model.layers." + std::to_string(layer) + "."; }
+
+std::map<std::string, std::vector<int64_t>> weight_shapes(const ModelConfig& config) {
+  std::map<std::string, std::vector<int64_t>> shapes{{kEmbedding, {config.vocab_size, config.hidden_size}},
+                                                     {"model.norm.weight", {config.hidden_size}}};
+  if (!config.tied_embeddings) shapes[kHead] = shapes[kEmbedding];
+  const std::vector<LayerTensor> tensors = layer_tensors(config);
+  for (int64_t l = 0; l < config.layers; ++l) {
+    for (const LayerTensor& tensor : tensors) shapes[layer_prefix(l) + tensor.name] = tensor.shape;
+  }
+  return shapes;
+}
+
+void check_llama_weights(const ModelConfig& config, TensorMap& weights) {
+  const auto shapes = weight_shapes(config);
+  check_tensor(weights, kEmbedding, shapes.at(kEmbedding));
+  drop_needless(config, weights);
+  for (const auto& [name, shape] : shapes) check_tensor(weights, name, shape);
   for (const auto& [name, tensor] : weights) {
-    if (!expected.contains(name)) {
+    if (!shapes.contains(name)) {
       throw Error("tensor \"" + name + "\" " + text(tensor.sizes()) + " has no place in a " + config.model_type +
                   " of " + std::to_string(config.layers) + " layers" +
                   (config.tied_embeddings ? " with tied embeddings" : ""));

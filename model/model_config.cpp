@@ -17,26 +17,50 @@ namespace {
 using nlohmann::json;
 using std::filesystem::path;
 
-/// What transformers assumes where a config.json of this model type is silent.
+/// What all families share where a config.json is silent: transformers' defaults.
+constexpr double kRmsNormEps = 1e-6;
+constexpr double kRopeTheta = 10000.0;
+
+/// One model type: how its layers differ from Llama's, and what transformers assumes where its config.json is silent.
 struct Family {
   std::string_view model_type;
-  double rms_norm_eps;
-  int64_t max_positions;
-  bool tied_embeddings;
-  double rope_theta;
+  bool qkv_biases = false;
+  bool qk_norms = false;
+  int64_t max_positions = 0;
+  int64_t kv_heads = 0;        ///< 0: as many as query heads
+  int64_t head_dim = 0;        ///< 0: hidden_size / query heads
+  int64_t sliding_window = 0;  ///< tokens; 0: none
+  /// Of the key that switches the sliding window; nothing: there is no such key, the window alone decides.
+  std::optional<bool> use_sliding_window = std::nullopt;
 };
-constexpr std::array kFamilies{Family{"llama", 1e-6, 2048, false, 10000.0}};
+constexpr std::array kFamilies{
+    Family{.model_type = "llama", .max_positions = 2048, .use_sliding_window = true},
+    Family{.model_type = "mistral", .max_positions = 131072, .kv_heads = 8, .sliding_window = 4096},
+    Family{.model_type = "qwen2",
+           .qkv_biases = true,
+           .max_positions = 32768,
+           .kv_heads = 32,
+           .sliding_window = 4096,
+           .use_sliding_window = false},
+    Family{.model_type = "qwen3",
+           .qk_norms = true,
+           .max_positions = 32768,
+           .kv_heads = 32,
+           .head_dim = 128,
+           .sliding_window = 4096,
+           .use_sliding_window = false}};
 
 constexpr size_t kMaxConfigBytes = size_t{16} << 20;
 
-/// Typed access to one JSON object; every refusal names file, key, value and what is supported. A null counts as
-/// absent, as it does for transformers.
+/// Typed access to one JSON object; every refusal names file, key, value and what is supported. A null is no value, but
+/// no silence either: what transformers assumes for an absent key it does not assume for a null.
 class Reader {
  public:
   Reader(path file, json object, std::string prefix)
       : file_(std::move(file)), object_(std::move(object)), prefix_(std::move(prefix)) {}
 
   bool has(const char* key) const { return object_.contains(key) && !object_[key].is_null(); }
+  bool silent(const char* key) const { return !object_.contains(key); }
   const json& at(const char* key) const { return object_[key]; }
   const json& object() const { return object_; }
 
@@ -117,22 +141,39 @@ const Family& find_family(const Reader& config) {
   config.fail("model_type", "supported model types: " + known);
 }
 
+void refuse_sliding_windows(const Reader& config, const Family& family) {
+  const bool windows = !family.use_sliding_window || config.flag("use_sliding_window", *family.use_sliding_window);
+  if (windows && config.has("sliding_window")) {
+    config.fail("sliding_window", "models trained with a sliding window are not supported");
+  }
+  if (windows && config.silent("sliding_window") && family.sliding_window != 0) {
+    config.fail("sliding_window", "transformers takes that as a window of " + std::to_string(family.sliding_window) +
+                                      ", which is not supported; write null if the model has none");
+  }
+  if (!config.has("layer_types")) return;
+  if (!config.at("layer_types").is_array()) config.fail("layer_types", "expected a list");
+  for (const json& type : config.at("layer_types")) {
+    if (type != "full_attention") config.fail("layer_types", "only layers of \"full_attention\" are supported");
+  }
+}
+
 /// Keys that change the mathematics in ways this model does not have.
-void refuse_unsupported(const Reader& config) {
+void refuse_unsupported(const Reader& config, const Family& family) {
   if (config.text("hidden_act", "silu") != "silu") config.fail("hidden_act", "only \"silu\" is supported");
   for (const char* key : {"attention_bias", "mlp_bias"}) {
-    if (config.flag(key, false)) config.fail(key, "projections with biases are not supported");
+    if (config.flag(key, false)) {
+      config.fail(key, family.qkv_biases ? "biases other than those of q, k and v are not supported"
+                                         : "projections with biases are not supported");
+    }
   }
   if (config.has("quantization_config")) {
     config.fail("quantization_config", "quantised weights are not supported: save the model in bfloat16 or float32");
   }
-  if (config.has("sliding_window") && config.flag("use_sliding_window", true)) {
-    config.fail("sliding_window", "models trained with a sliding window are not supported");
-  }
+  refuse_sliding_windows(config, family);
   if (config.size("pretraining_tp", 1) != 1) config.fail("pretraining_tp", "only 1 is supported");
 }
 
-RopeConfig read_rope(const path& file, const Reader& config, const Family& family, int64_t max_positions) {
+RopeConfig read_rope(const path& file, const Reader& config, int64_t max_positions) {
   // transformers 4.x: rope_theta and rope_scaling at the top; 5.x: one rope_parameters with rope_theta inside.
   const bool old_layout = config.has("rope_scaling");
   const bool new_layout = config.has("rope_parameters");
@@ -152,7 +193,7 @@ RopeConfig read_rope(const path& file, const Reader& config, const Family& famil
   }
 
   RopeConfig result;
-  result.theta = rope.positive("rope_theta", config.positive("rope_theta", family.rope_theta));
+  result.theta = rope.positive("rope_theta", config.positive("rope_theta", kRopeTheta));
   const char* type_key = rope.has("rope_type") ? "rope_type" : "type";
   const std::string type = rope.text(type_key, "default");
   if (type == "default") return result;
@@ -179,37 +220,52 @@ RopeConfig read_rope(const path& file, const Reader& config, const Family& famil
   return result;
 }
 
+int64_t read_kv_heads(const Reader& config, const Family& family, int64_t query_heads) {
+  const char* key = "num_key_value_heads";
+  const int64_t kv_heads = config.size(key, config.silent(key) && family.kv_heads != 0 ? family.kv_heads : query_heads);
+  if (query_heads % kv_heads != 0) {
+    config.fail(key, (config.silent(key) ? "transformers takes that as " + std::to_string(kv_heads) + "; " : "") +
+                         "it must divide \"num_attention_heads\", which is " + std::to_string(query_heads));
+  }
+  return kv_heads;
+}
+
+int64_t read_head_dim(const Reader& config, const Family& family, int64_t hidden_size, int64_t query_heads) {
+  const char* key = "head_dim";
+  const bool from_family = config.silent(key) && family.head_dim != 0;
+  if (!config.has(key) && !from_family && hidden_size % query_heads != 0) {
+    config.fail("hidden_size", "without \"head_dim\" it must be a multiple of \"num_attention_heads\", which is " +
+                                   std::to_string(query_heads));
+  }
+  const int64_t head_dim = config.size(key, from_family ? family.head_dim : hidden_size / query_heads);
+  if (head_dim % 2 != 0) {
+    config.fail(key, "RoPE needs an even size, it would be " + std::to_string(head_dim));
+  }
+  return head_dim;
+}
+
 }  // namespace
 
 ModelConfig read_model_config(const path& folder) {
   const Reader config = open_config(folder);
   const Family& family = find_family(config);
-  refuse_unsupported(config);
+  refuse_unsupported(config, family);
 
   ModelConfig result;
   result.model_type = family.model_type;
+  result.qkv_biases = family.qkv_biases;
+  result.qk_norms = family.qk_norms;
   result.vocab_size = config.size("vocab_size");
   result.hidden_size = config.size("hidden_size");
   result.intermediate_size = config.size("intermediate_size");
   result.layers = config.size("num_hidden_layers");
   result.query_heads = config.size("num_attention_heads");
-  result.kv_heads = config.size("num_key_value_heads", result.query_heads);
-  if (result.query_heads % result.kv_heads != 0) {
-    config.fail("num_key_value_heads",
-                "it must divide \"num_attention_heads\", which is " + std::to_string(result.query_heads));
-  }
-  if (!config.has("head_dim") && result.hidden_size % result.query_heads != 0) {
-    config.fail("hidden_size", "without \"head_dim\" it must be a multiple of \"num_attention_heads\", which is " +
-                                   std::to_string(result.query_heads));
-  }
-  result.head_dim = config.has("head_dim") ? config.size("head_dim") : result.hidden_size / result.query_heads;
-  if (result.head_dim % 2 != 0) {
-    config.fail("head_dim", "RoPE needs an even size, it would be " + std::to_string(result.head_dim));
-  }
-  result.rms_norm_eps = config.positive("rms_norm_eps", family.rms_norm_eps);
-  result.tied_embeddings = config.flag("tie_word_embeddings", family.tied_embeddings);
+  result.kv_heads = read_kv_heads(config, family, result.query_heads);
+  result.head_dim = read_head_dim(config, family, result.hidden_size, result.query_heads);
+  result.rms_norm_eps = config.positive("rms_norm_eps", kRmsNormEps);
+  result.tied_embeddings = config.flag("tie_word_embeddings", false);
   result.max_positions = config.size("max_position_embeddings", family.max_positions);
-  result.rope = read_rope(folder / "config.json", config, family, result.max_positions);
+  result.rope = read_rope(folder / "config.json", config, result.max_positions);
   return result;
 }
 

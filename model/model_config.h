@@ -20,9 +20,9 @@ struct RopeConfig {
   int64_t original_max_positions = 8192;  ///< llama3
 };
 
-/// A Llama-family model, as its config.json says it.
+/// A Llama-like model, as its config.json says it.
 struct ModelConfig {
-  std::string model_type;  ///< "llama"
+  std::string model_type;  ///< "llama", "mistral", "qwen2" or "qwen3"
   int64_t vocab_size = 0;
   int64_t hidden_size = 0;
   int64_t intermediate_size = 0;
@@ -31,6 +31,8 @@ struct ModelConfig {
   int64_t kv_heads = 0;
   int64_t head_dim = 0;  ///< not always hidden_size / query_heads
   double rms_norm_eps = 1e-6;
+  bool qkv_biases = false;  ///< q, k and v add a bias after their projection
+  bool qk_norms = false;    ///< every head of q and k is normalised before RoPE
   bool tied_embeddings = false;
   int64_t max_positions = 0;
   RopeConfig rope;
@@ -40,7 +42,7 @@ struct ModelConfig {
 
 /// Reads `folder`/config.json as transformers 4.x or 5.x write it (rope_theta and rope_scaling, or rope_parameters).
 /// Anything that would change the mathematics and is not supported is refused by name: model types, RoPE kinds,
-/// activation, attention or MLP biases, sliding windows, quantised weights, head counts that do not divide.
+/// activation, biases other than the family's, sliding windows, quantised weights, head counts that do not divide.
 /// @throws Error naming the file, the key, the value and what is supported.
 ModelConfig read_model_config(const std::filesystem::path& folder);
 

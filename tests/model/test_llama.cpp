@@ -55,15 +55,20 @@ at::Tensor textbook(const Llama& model, const at::Tensor& tokens, const at::Tens
   for (int64_t l = 0; l < c.layers; ++l) {
     const std::string layer = "model.layers." + std::to_string(l) + ".";
     const at::Tensor h = norm(x, weight(layer + "input_layernorm"));
-    const auto head = [&](const char* name, int64_t i) {
-      return h.mm(weight(layer + "self_attn." + name).narrow(0, i * c.head_dim, c.head_dim).t());
+    const auto head = [&](const std::string& name, int64_t i) {
+      const std::string where = layer + "self_attn." + name;
+      const auto rows = [&](const at::Tensor& all) { return all.narrow(0, i * c.head_dim, c.head_dim); };
+      at::Tensor y = h.mm(rows(weight(where + "_proj")).t());
+      if (c.qkv_biases) y = y.add(rows(model.weights().at(where + "_proj.bias")));
+      if (c.qk_norms && name != "v") y = norm(y, weight(where + "_norm"));
+      return y;
     };
     std::vector<at::Tensor> outputs;
     for (int64_t i = 0; i < c.query_heads; ++i) {
       const int64_t group = i / (c.query_heads / c.kv_heads);
-      const at::Tensor scores = turn(head("q_proj", i)).mm(turn(head("k_proj", group)).t()).div(std::sqrt(size));
+      const at::Tensor scores = turn(head("q", i)).mm(turn(head("k", group)).t()).div(std::sqrt(size));
       const auto attend = [&](const at::Tensor& visible) {
-        return scores.masked_fill(visible.logical_not(), -INFINITY).softmax(-1).mm(head("v_proj", group));
+        return scores.masked_fill(visible.logical_not(), -INFINITY).softmax(-1).mm(head("v", group));
       };
       const at::Tensor z = gates[l][group];
       outputs.push_back(attend(causal).mul(z).add(attend(local).mul(z.neg().add(1))));
@@ -82,7 +87,7 @@ at::Tensor score(const at::Tensor& hidden) {
 }
 
 TEST_CASE("llama: the textbook formulas, gates and packed documents included") {
-  const Llama model = tiny_llama(at::kDouble);
+  const Llama model = GENERATE(false, true) ? test::extended_llama(at::kDouble) : tiny_llama(at::kDouble);
   const PackedTokens input = three_documents();
   const HeadRoles roles{mixed_gates(), 1, 2};
   std::vector<at::Tensor> alone;
@@ -152,8 +157,8 @@ TEST_CASE("llama: gate gradients by finite differences") {
 }
 
 TEST_CASE("llama: weight and gate gradients against the textbook model") {
-  for (const bool tied : {false, true}) {
-    Llama model = tiny_llama(at::kDouble, tied);
+  for (Llama model :
+       {tiny_llama(at::kDouble), tiny_llama(at::kDouble, /*tied=*/true), test::extended_llama(at::kDouble)}) {
     model.set_trainable(true);
     const at::Tensor tokens = test::random_tokens(9, 37), labels = test::random_tokens(9, 37);
     const at::Tensor gates = at::tensor({0.3, 0.6, 0.5, 0.8}, kF64).view({2, 2}).set_requires_grad(true);
@@ -170,8 +175,8 @@ TEST_CASE("llama: weight and gate gradients against the textbook model") {
 
 TEST_CASE("llama: recomputing changes neither values nor gradients by a bit") {
   for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
-    for (const bool trainable : {false, true}) {
-      Llama model = tiny_llama(dtype);
+    for (const auto& [trainable, extended] : {std::pair{false, false}, {true, false}, {false, true}, {true, true}}) {
+      Llama model = extended ? test::extended_llama(dtype) : tiny_llama(dtype);
       model.set_trainable(trainable);
       const PackedTokens input = three_documents();
       const at::Tensor gates = mixed_gates().to(at::kFloat).set_requires_grad(true);
@@ -220,6 +225,18 @@ TEST_CASE("llama: bfloat16 stays near float32") {
   const at::Tensor found = Llama(config, narrow).forward(input, {});
   CHECK(found.scalar_type() == at::kBFloat16);
   CHECK(at::allclose(found.to(at::kFloat), Llama(config, wide).forward(input, {}), 0.1, 0.1));
+}
+
+TEST_CASE("llama: without values it has the shapes and takes no memory") {
+  const Llama model = Llama::without_values(test::extended_config(), at::kBFloat16);
+  const TensorMap real = test::tiny_weights(test::extended_config(), at::kBFloat16);
+  CHECK(model.device() == at::kMeta);
+  CHECK(model.dtype() == at::kBFloat16);
+  REQUIRE(model.weights().size() == real.size());
+  for (const auto& [name, weight] : model.weights()) {
+    CHECK(weight.sizes() == real.at(name).sizes());
+    CHECK(weight.device() == at::kMeta);
+  }
 }
 
 TEST_CASE("llama: bad input is refused by name") {

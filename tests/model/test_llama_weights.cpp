@@ -65,6 +65,23 @@ TEST_CASE("llama weights: missing, unexpected and misfitting tensors are refused
   refused([](TensorMap& w) { w["lm_head.weight"] = w["model.embed_tokens.weight"].add(1); },
           "config.json ties the embeddings, but tensor \"lm_head.weight\" differs", true);
 
+  // The tensors that families add are no less needed, and no less shaped.
+  const ModelConfig extended = test::extended_config();
+  for (const auto& [name, shape] : {std::pair<std::string, std::string>{"q_proj.bias", "[24]"},
+                                    {"k_proj.bias", "[12]"},
+                                    {"v_proj.bias", "[12]"},
+                                    {"q_norm.weight", "[6]"},
+                                    {"k_norm.weight", "[6]"}}) {
+    TensorMap stored = test::tiny_weights(extended, at::kFloat);
+    const std::string full = "model.layers.1.self_attn." + name;
+    CHECK_THROWS_WITH(Llama(test::tiny_config(), stored), ContainsSubstring("has no place in a llama"));
+    stored.at(full) = at::zeros({5});
+    CHECK_THROWS_WITH(Llama(extended, stored),
+                      ContainsSubstring("\"" + full + "\" has shape [5], config.json asks for " + shape));
+    stored.erase(full);
+    CHECK_THROWS_WITH(Llama(extended, stored), ContainsSubstring("\"" + full + "\" is missing, expected " + shape));
+  }
+
   TensorMap mixed = weights();
   mixed[up] = mixed[up].to(at::kDouble);
   CHECK_THROWS_WITH(Llama(test::tiny_config(), mixed), ContainsSubstring("tensor \"" + up + "\" is Double on cpu"));

@@ -45,6 +45,37 @@ TEST_CASE("model config: defaults are those of transformers") {
   CHECK(config.rope.kind == RopeConfig::Kind::kDefault);
   CHECK(config.rope.theta == 10000.0);
   CHECK(config.shape() == ModelShape{"llama", 3, 8, 8, 8});
+  CHECK_FALSE(config.qkv_biases);
+  CHECK_FALSE(config.qk_norms);
+}
+
+TEST_CASE("model config: families, and what transformers assumes of them") {
+  const ModelConfig mistral = read(with({{"model_type", "mistral"}, {"sliding_window", nullptr}}));
+  CHECK(mistral.shape() == ModelShape{"mistral", 3, 8, 8, 8});
+  CHECK(mistral.max_positions == 131072);
+  CHECK_FALSE(mistral.qkv_biases);
+  CHECK_FALSE(mistral.qk_norms);
+
+  const ModelConfig qwen2 = read(with({{"model_type", "qwen2"}, {"num_attention_heads", 32}}));
+  CHECK(qwen2.shape() == ModelShape{"qwen2", 3, 32, 32, 2});
+  CHECK(qwen2.max_positions == 32768);
+  CHECK(qwen2.qkv_biases);
+  CHECK_FALSE(qwen2.qk_norms);
+
+  const ModelConfig qwen3 = read(with({{"model_type", "qwen3"}, {"num_key_value_heads", 2}}));
+  CHECK(qwen3.shape() == ModelShape{"qwen3", 3, 2, 8, 128});
+  CHECK(qwen3.max_positions == 32768);
+  CHECK_FALSE(qwen3.qkv_biases);
+  CHECK(qwen3.qk_norms);
+
+  for (const char* type : {"mistral", "qwen2", "qwen3"}) {
+    const ModelConfig config =
+        read(with({{"model_type", type}, {"num_key_value_heads", nullptr}, {"sliding_window", nullptr}}));
+    CHECK(config.kv_heads == 8);
+    CHECK(config.rms_norm_eps == 1e-6);
+    CHECK(config.rope.theta == 10000.0);
+    CHECK_FALSE(config.tied_embeddings);
+  }
 }
 
 TEST_CASE("model config: RoPE as transformers 4.x and 5.x write it") {
@@ -83,6 +114,20 @@ TEST_CASE("model config: accepted variants") {
   CHECK(read(with({{"head_dim", 32}, {"hidden_size", 63}})).hidden_size == 63);
   CHECK(read(with({{"tie_word_embeddings", true}})).tied_embeddings);
   CHECK(read(with({{"sliding_window", 4096}, {"use_sliding_window", false}})).layers == 3);
+  CHECK(read(with({{"layer_types", {"full_attention", "full_attention", "full_attention"}}})).layers == 3);
+  for (const char* type : {"qwen2", "qwen3"}) {  // their window is off unless its switch is on
+    const json base = {{"model_type", type}, {"num_key_value_heads", 8}};
+    for (const json& changes : {json{{"sliding_window", 4096}},
+                                json{{"sliding_window", 4096}, {"use_sliding_window", false}, {"max_window_layers", 2}},
+                                json{{"sliding_window", nullptr}, {"use_sliding_window", true}},
+                                json{{"layer_types", {"full_attention", "full_attention", "full_attention"}}},
+                                json{{"layer_types", nullptr}, {"attention_bias", false}}}) {
+      json config = base;
+      config.update(changes);
+      INFO(config.dump());
+      CHECK(read(with(config)).layers == 3);
+    }
+  }
   CHECK(read(with({{"attention_dropout", 0.1}, {"unknown_key", "x"}, {"quantization_config", nullptr}})).layers == 3);
 }
 
@@ -92,7 +137,9 @@ TEST_CASE("model config: what would change the mathematics is refused by name") 
     CHECK_THROWS_WITH(read(with(changes)), ContainsSubstring("config.json: ") && ContainsSubstring(message));
     CHECK_THROWS_AS(read(with(changes)), Error);
   };
-  refused({{"model_type", "gpt2"}}, R"("model_type" is "gpt2"; supported model types: "llama")");
+  refused({{"model_type", "gpt2"}},
+          R"("model_type" is "gpt2"; supported model types: "llama", "mistral", "qwen2", "qwen3")");
+  refused({{"model_type", "qwen3_moe"}}, R"("model_type" is "qwen3_moe"; supported model types)");
   refused({{"model_type", nullptr}}, R"("model_type" is null)");
   refused({{"hidden_act", "gelu"}}, R"("hidden_act" is "gelu"; only "silu")");
   refused({{"attention_bias", true}}, R"("attention_bias" is true)");
@@ -100,6 +147,9 @@ TEST_CASE("model config: what would change the mathematics is refused by name") 
   refused({{"quantization_config", {{"bits", 4}}}}, R"("quantization_config" is {"bits":4})");
   refused({{"sliding_window", 4096}}, R"("sliding_window" is 4096)");
   refused({{"sliding_window", 4096}, {"use_sliding_window", true}}, R"("sliding_window" is 4096)");
+  refused({{"layer_types", {"full_attention", "sliding_attention"}}}, R"("layer_types" is ["full_attention",)");
+  refused({{"layer_types", "full_attention"}}, R"("layer_types" is "full_attention"; expected a list)");
+  refused({{"layer_types", {1}}}, R"("layer_types" is [1]; only layers of "full_attention")");
   refused({{"pretraining_tp", 2}}, R"("pretraining_tp" is 2; only 1)");
   refused({{"partial_rotary_factor", 0.5}}, R"("partial_rotary_factor" is 0.5)");
   refused({{"num_key_value_heads", 3}},
@@ -133,6 +183,37 @@ TEST_CASE("model config: what would change the mathematics is refused by name") 
           R"("rope_parameters.full_attention" is {)");
   refused({{"rope_parameters", {{"rope_theta", 1e4}}}, {"rope_scaling", {{"rope_theta", 1e5}}}},
           R"(it differs from "rope_parameters")");
+}
+
+TEST_CASE("model config: what a family has and this model has not") {
+  const auto refused = [](const char* type, const json& changes, const std::string& message) {
+    json config = {{"model_type", type}, {"num_key_value_heads", 8}, {"sliding_window", nullptr}};
+    config.update(changes);
+    INFO(config.dump());
+    json whole = with(config);
+    for (const auto& [key, value] : config.items()) {
+      if (value == "absent") whole.erase(key);
+    }
+    CHECK_THROWS_WITH(read(whole), ContainsSubstring("config.json: ") && ContainsSubstring(message));
+  };
+  refused("mistral", {{"sliding_window", 4096}}, R"("sliding_window" is 4096; models trained with a sliding window)");
+  refused("mistral", {{"sliding_window", 4096}, {"use_sliding_window", false}}, R"("sliding_window" is 4096)");
+  refused("mistral", {{"sliding_window", "absent"}}, R"("sliding_window" is missing; transformers takes that as a )");
+  refused("mistral", {{"attention_bias", true}}, R"("attention_bias" is true; projections with biases)");
+  refused("mistral", {{"num_key_value_heads", "absent"}, {"num_attention_heads", 4}},
+          R"("num_key_value_heads" is missing; transformers takes that as 8; it must divide "num_attention_heads")");
+  for (const char* type : {"qwen2", "qwen3"}) {
+    refused(type, {{"sliding_window", 4096}, {"use_sliding_window", true}}, R"("sliding_window" is 4096)");
+    refused(type, {{"sliding_window", "absent"}, {"use_sliding_window", true}}, R"("sliding_window" is missing; )");
+    refused(type, {{"use_sliding_window", 1}}, R"("use_sliding_window" is 1; expected true or false)");
+    refused(type, {{"layer_types", {"full_attention", "full_attention", "sliding_attention"}}},
+            R"("layer_types" is [)");
+    refused(type, {{"rope_scaling", {{"type", "yarn"}, {"factor", 4.0}}}}, R"("rope_scaling.type" is "yarn")");
+    refused(type, {{"rope_parameters", {{"rope_type", "yarn"}}}}, R"("rope_parameters.rope_type" is "yarn")");
+    refused(type, {{"hidden_act", "gelu"}}, R"("hidden_act" is "gelu")");
+  }
+  refused("qwen2", {{"attention_bias", true}}, R"(biases other than those of q, k and v are not supported)");
+  refused("qwen3", {{"attention_bias", true}}, R"(projections with biases are not supported)");
 }
 
 TEST_CASE("model config: files that are not a config") {

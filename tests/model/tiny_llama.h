@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "model/llama.h"
+#include "model/llama_weights.h"
 
 namespace prulong::test {
 
@@ -34,29 +35,20 @@ inline ModelConfig tiny_config(bool tied = false) {
   return config;
 }
 
+/// The same with all that some families add to a layer: biases of q, k and v, norms of q's and k's heads.
+inline ModelConfig extended_config() {
+  ModelConfig config = tiny_config();
+  config.qkv_biases = config.qk_norms = true;
+  return config;
+}
+
 /// Random weights of the config's shapes.
 inline TensorMap tiny_weights(const ModelConfig& config, at::ScalarType dtype, uint64_t seed = 1) {
   at::manual_seed(seed);
   TensorMap weights;
-  const auto add = [&](const std::string& name, at::IntArrayRef shape) {
+  for (const auto& [name, shape] : weight_shapes(config)) {
     const at::Tensor noise = at::randn(shape, at::TensorOptions().dtype(at::kDouble));
     weights[name] = (shape.size() == 1 ? noise.mul(0.2).add(1.0) : noise.mul(0.3)).to(dtype);
-  };
-  const int64_t hidden = config.hidden_size, mlp = config.intermediate_size, d = config.head_dim;
-  add("model.embed_tokens.weight", {config.vocab_size, hidden});
-  add("model.norm.weight", {hidden});
-  if (!config.tied_embeddings) add("lm_head.weight", {config.vocab_size, hidden});
-  for (int64_t l = 0; l < config.layers; ++l) {
-    const std::string layer = "model.layers." + std::to_string(l) + ".";
-    add(layer + "input_layernorm.weight", {hidden});
-    add(layer + "self_attn.q_proj.weight", {config.query_heads * d, hidden});
-    add(layer + "self_attn.k_proj.weight", {config.kv_heads * d, hidden});
-    add(layer + "self_attn.v_proj.weight", {config.kv_heads * d, hidden});
-    add(layer + "self_attn.o_proj.weight", {hidden, config.query_heads * d});
-    add(layer + "post_attention_layernorm.weight", {hidden});
-    add(layer + "mlp.gate_proj.weight", {mlp, hidden});
-    add(layer + "mlp.up_proj.weight", {mlp, hidden});
-    add(layer + "mlp.down_proj.weight", {hidden, mlp});
   }
   return weights;
 }
@@ -64,6 +56,10 @@ inline TensorMap tiny_weights(const ModelConfig& config, at::ScalarType dtype, u
 inline Llama tiny_llama(at::ScalarType dtype, bool tied = false, uint64_t seed = 1) {
   const ModelConfig config = tiny_config(tied);
   return Llama(config, tiny_weights(config, dtype, seed));
+}
+
+inline Llama extended_llama(at::ScalarType dtype) {
+  return Llama(extended_config(), tiny_weights(extended_config(), dtype));
 }
 
 /// The config.json of tiny_config.

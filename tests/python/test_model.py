@@ -3,16 +3,14 @@
 
 import json
 import os
-import pathlib
 import subprocess
 
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-PROGRAM = pathlib.Path(os.environ.get("PRULONG_BUILD", ROOT / "build" / "cpu")) / "bin" / "prulong_llama_logits"
+from llama_program import PROGRAM, ROOT, randomise, reference_logits, run_program
+
 SMOLLM2 = ROOT / "models" / "SmolLM2-135M-Instruct"
 
 LINEAR = {"rope_type": "linear", "factor": 2.0}
@@ -23,19 +21,6 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-
-
-def run_program(folder, out, documents, dtype="float32"):
-    ids = " / ".join(" ".join(str(token) for token in document) for document in documents).split()
-    done = subprocess.run([PROGRAM, folder, out, dtype, *ids], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return load_file(out / "logits.safetensors"), done.stdout
-
-
-def reference_logits(folder, documents, dtype=torch.float32):
-    model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
-    with torch.no_grad():
-        return torch.cat([model(torch.tensor([document])).logits[0] for document in documents]).float()
 
 
 def tiny_checkpoint(folder, *, tied=False, rope=None, theta=10000.0, head_dim=None, shard="5GB", old_layout=False):
@@ -56,9 +41,7 @@ def tiny_checkpoint(folder, *, tied=False, rope=None, theta=10000.0, head_dim=No
         rope_scaling=dict(rope) if rope else None,
     )
     model = transformers.LlamaForCausalLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():  # far from the small initial values, where errors would not show
-            parameter.copy_(torch.randn_like(parameter) * 0.2 + (1.0 if parameter.dim() == 1 else 0.0))
+    randomise(model)
     model.save_pretrained(folder, max_shard_size=shard)
     if old_layout:
         file = folder / "config.json"
