@@ -25,6 +25,8 @@ struct Locality {
 /// A document's rows in the packed tensors.
 struct DocumentRows {
   int q_begin, q_length, k_begin, k_length;
+  /// Which document of the batch.
+  int index = 0;
   /// Position of query row 0.
   PRULONG_HOST_DEVICE int first_position() const { return k_length - q_length; }
 };
@@ -106,6 +108,10 @@ struct QueryItem {
   int query_head, kv_head;
   DocumentRows document;
   Range rows;  // of the document's queries
+  /// The steps of KeyBlocks to take: all of them, unless a tile's keys are shared out to several items. May be empty.
+  Range steps;
+  /// -1, or where to leave the result of some of the steps: in a slot of partial results, instead of the outputs.
+  int partial = -1;
 };
 
 /// Work item of the backward kernel: one key block of one KV head, for all query heads of its group.

@@ -1,0 +1,360 @@
+// SPDX-License-Identifier: MIT
+//
+// The forward kernel alone on a GPU, without torch: checks it against double-precision sums, then times it.
+//   nvcc -std=c++17 -O3 --split-compile=0 -gencode=arch=compute_90a,code=sm_90a -I. \
+//     tests/csrc/kernels/bench_forward.cu csrc/kernels/schedule.cu csrc/kernels/schedule.cpp -o bench_forward
+#include <cuda.h>
+#include <cuda_bf16.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include "csrc/kernels/forward_kernel.h"
+#include "csrc/kernels/schedule_plan.h"
+
+using namespace prulong::kernels;  // NOLINT
+
+#define OK(call)                                                                            \
+  do {                                                                                      \
+    const cudaError_t error = (call);                                                       \
+    if (error != cudaSuccess) {                                                             \
+      std::printf("%s:%d: %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(error)); \
+      std::exit(1);                                                                         \
+    }                                                                                       \
+  } while (0)
+
+template <class T>
+struct Array {
+  T* data = nullptr;
+  size_t size = 0;
+  explicit Array(size_t n) : size(n) { OK(cudaMalloc(&data, std::max<size_t>(n, 1) * sizeof(T))); }
+  explicit Array(const std::vector<T>& from) : Array(from.size()) {
+    OK(cudaMemcpy(data, from.data(), size * sizeof(T), cudaMemcpyHostToDevice));
+  }
+  Array(const Array&) = delete;
+  ~Array() { cudaFree(data); }
+  std::vector<T> host() const {
+    std::vector<T> to(size);
+    OK(cudaMemcpy(to.data(), data, size * sizeof(T), cudaMemcpyDeviceToHost));
+    return to;
+  }
+  void poison() { OK(cudaMemset(data, 0xff, size * sizeof(T))); }
+};
+
+// Random normal numbers, times `scale`.
+__global__ void fill(__nv_bfloat16* to, int64_t n, uint32_t seed, float scale) {
+  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < n; i += int64_t{gridDim.x} * blockDim.x) {
+    uint64_t x = (static_cast<uint64_t>(i) + 1) * 0x9e3779b97f4a7c15ull + seed * 0xd1b54a32d192ed03ull;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+    x ^= x >> 31;
+    const float u = (static_cast<uint32_t>(x) + 0.5f) * 0x1p-32f, v = static_cast<float>(x >> 32) * 0x1p-32f;
+    to[i] = __float2bfloat16(scale * sqrtf(-2 * logf(u)) * cospif(2 * v));
+  }
+}
+
+struct Case {
+  int dim, query_heads, kv_heads;
+  Locality locality;
+  std::vector<int> bounds;
+  std::vector<float> gate;
+  float magnitude = 1;
+  std::vector<int> nan_documents = {};
+  std::vector<int> k_bounds = {};  // empty: bounds
+};
+
+CUtensorMap make_map(void* data, int dim, int heads, int tokens, int box_rows) {
+  static const auto encode = [] {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult result;
+    OK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &result));
+    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
+  }();
+  CUtensorMap map;
+  const cuuint64_t sizes[3] = {cuuint64_t(dim), cuuint64_t(tokens), cuuint64_t(heads)};
+  const cuuint64_t strides[2] = {cuuint64_t(heads) * dim * 2, cuuint64_t(dim) * 2};
+  const cuuint32_t box[3] = {64, cuuint32_t(box_rows), 1}, ones[3] = {1, 1, 1};
+  const CUresult result =
+      encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, data, sizes, strides, box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE,
+             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result != CUDA_SUCCESS) std::printf("cuTensorMapEncodeTiled: %d\n", result), std::exit(1);
+  return map;
+}
+
+// A case in GPU memory.
+struct Problem {
+  Case c;
+  int q_tokens, k_tokens;
+  Array<__nv_bfloat16> q, k, v, out, delta;
+  Array<float> lse_global, lse_local, gate;
+  Array<int> q_bounds, k_bounds;
+  static const std::vector<int>& k_of(const Case& c) { return c.k_bounds.empty() ? c.bounds : c.k_bounds; }
+
+  Problem(const Case& from, uint32_t seed)
+      : c(from),
+        q_tokens(c.bounds.back()),
+        k_tokens(k_of(c).back()),
+        q(size_t(q_tokens) * c.query_heads * c.dim),
+        k(size_t(k_tokens) * c.kv_heads * c.dim),
+        v(k.size),
+        out(q.size),
+        delta(q.size),
+        lse_global(size_t(q_tokens) * c.query_heads),
+        lse_local(lse_global.size),
+        gate(c.gate),
+        q_bounds(c.bounds),
+        k_bounds(k_of(c)) {
+    fill<<<1024, 256>>>(q.data, int64_t(q.size), seed, c.magnitude);
+    fill<<<1024, 256>>>(k.data, int64_t(k.size), seed + 1, c.magnitude);
+    fill<<<1024, 256>>>(v.data, int64_t(v.size), seed + 2, 1);
+    for (const int d : c.nan_documents) {
+      for (Array<__nv_bfloat16>* kv : {&k, &v}) {
+        const size_t row = size_t(c.kv_heads) * c.dim;
+        OK(cudaMemset(kv->data + k_of(c)[d] * row, 0xff, (k_of(c)[d + 1] - k_of(c)[d]) * row * 2));
+      }
+    }
+    for (Array<__nv_bfloat16>* o : {&out, &delta}) o->poison();
+    for (Array<float>* lse : {&lse_global, &lse_local}) lse->poison();
+  }
+  Batch batch() const {
+    Batch b = {};
+    b.documents = int(c.bounds.size()) - 1;
+    b.q_tokens = q_tokens;
+    b.k_tokens = k_tokens;
+    b.query_heads = c.query_heads;
+    b.kv_heads = c.kv_heads;
+    b.head_dim = c.dim;
+    b.locality = c.locality;
+    b.q_bounds = q_bounds.data;
+    b.k_bounds = k_bounds.data;
+    b.gate = gate.data;
+    return b;
+  }
+};
+
+template <class Shape>
+__global__ void __launch_bounds__(Shape::kThreads, 1) kernel(const __grid_constant__ ForwardArguments a) {
+  forward::run<Shape>(a);
+}
+
+// Runs the kernel and returns its time in milliseconds, the median of `repeats`.
+template <class Shape>
+float run(Problem& p, int repeats) {
+  const Batch batch = p.batch();
+  ScheduleOptions options;
+  options.query_rows = Shape::kQueryRows;
+  Array<unsigned char> memory(schedule_bytes(batch, options));
+  ForwardArguments a;
+  a.schedule = make_schedule(batch, options, memory.data);
+  OK(launch_plan(a.schedule, nullptr));
+  a.q = make_map(p.q.data, p.c.dim, p.c.query_heads, p.q_tokens, Shape::kQueryRows);
+  a.k = make_map(p.k.data, p.c.dim, p.c.kv_heads, p.k_tokens, kKeyBlock);
+  a.v = make_map(p.v.data, p.c.dim, p.c.kv_heads, p.k_tokens, kKeyBlock);
+  a.out = make_map(p.out.data, p.c.dim, p.c.query_heads, p.q_tokens, 64);
+  a.delta = make_map(p.delta.data, p.c.dim, p.c.query_heads, p.q_tokens, 64);
+  a.scale = float(1 / std::sqrt(double(p.c.dim)) * std::log2(std::exp(1.0)));
+  a.out_data = p.out.data;
+  a.delta_data = p.delta.data;
+  a.lse_global = p.lse_global.data;
+  a.lse_local = p.lse_local.data;
+  static int processors = 0;
+  if (processors == 0) OK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, 0));
+  OK(cudaFuncSetAttribute(kernel<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes));
+  cudaEvent_t begin, end;
+  OK(cudaEventCreate(&begin));
+  OK(cudaEventCreate(&end));
+  std::vector<float> times;
+  for (int n = 0; n < repeats; ++n) {
+    OK(cudaMemsetAsync(&a.schedule.state->next_query, 0, 4));
+    OK(cudaEventRecord(begin));
+    kernel<Shape><<<processors, Shape::kThreads, Shape::kSharedBytes>>>(a);
+    OK(cudaGetLastError());
+    OK(cudaEventRecord(end));
+    OK(cudaEventSynchronize(end));
+    float time;
+    OK(cudaEventElapsedTime(&time, begin, end));
+    times.push_back(time);
+  }
+  OK(cudaEventDestroy(begin));
+  OK(cudaEventDestroy(end));
+  std::nth_element(times.begin(), times.begin() + repeats / 2, times.end());
+  return times[repeats / 2];
+}
+
+// The mathematics of one (query row, query head): a warp per pair of `pairs`. branch: what to compute.
+__global__ void reference(const __nv_bfloat16* q, const __nv_bfloat16* k, const __nv_bfloat16* v, Batch b, double scale,
+                          Branch branch, const int2* pairs, int count, double* scores, double* out, double* lse) {
+  const int n = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32;
+  if (n >= count) return;
+  const int row = pairs[n].x, head = pairs[n].y, kv_head = head / b.group();
+  int d = 0;
+  while (b.q_bounds[d + 1] <= row) ++d;
+  const int k_begin = b.k_bounds[d], k_length = b.k_bounds[d + 1] - k_begin;
+  const int position = row - b.q_bounds[d] + k_length - (b.q_bounds[d + 1] - b.q_bounds[d]);
+  double* s = scores + int64_t{n} * b.k_tokens;
+  double top = -INFINITY;
+  for (int j = lane; j <= position; j += 32) {
+    double sum = -INFINITY;
+    if (visible(branch, b.locality, position, j)) {
+      sum = 0;
+      for (int e = 0; e < b.head_dim; ++e) {
+        sum += double(__bfloat162float(q[(int64_t{row} * b.query_heads + head) * b.head_dim + e])) *
+               double(__bfloat162float(k[(int64_t{k_begin + j} * b.kv_heads + kv_head) * b.head_dim + e]));
+      }
+      sum *= scale;
+    }
+    s[j] = sum;
+    top = fmax(top, sum);
+  }
+  for (int m = 16; m > 0; m /= 2) top = fmax(top, __shfl_xor_sync(~0u, top, m));
+  __syncwarp();
+  double total = 0;
+  if (top == -INFINITY) top = 0;
+  for (int j = 0; j <= position; ++j) total += exp(s[j] - top);
+  for (int e = lane; e < b.head_dim; e += 32) {
+    double sum = 0;
+    for (int j = 0; j <= position; ++j) {
+      if (s[j] == -INFINITY) continue;
+      sum +=
+          exp(s[j] - top) * double(__bfloat162float(v[(int64_t{k_begin + j} * b.kv_heads + kv_head) * b.head_dim + e]));
+    }
+    out[int64_t{n} * b.head_dim + e] = total > 0 ? sum / total : 0;
+  }
+  if (lane == 0) lse[n] = total > 0 ? top + log(total) : -INFINITY;
+}
+
+// Compares one branch on up to `samples` (row, head) pairs; returns whether it holds.
+bool check_branch(const Problem& p, Branch branch, const char* name, int samples) {
+  std::vector<int2> pairs;
+  const int group = p.c.query_heads / p.c.kv_heads;
+  std::vector<int2> all;
+  for (int head = 0; head < p.c.query_heads; ++head) {
+    const float z = p.c.gate[head / group];
+    const bool computed = branch == Branch::kGlobal ? z == 1 : branch == Branch::kLocal ? z < 1 : z > 0 && z < 1;
+    if (!computed) continue;
+    for (int d = 0; d + 1 < int(p.c.bounds.size()); ++d) {
+      if (std::count(p.c.nan_documents.begin(), p.c.nan_documents.end(), d) != 0) continue;
+      for (int row = p.c.bounds[d]; row < p.c.bounds[d + 1]; ++row) all.push_back({row, head});
+    }
+  }
+  const size_t stride = std::max<size_t>(1, all.size() / samples) | 1;
+  for (size_t i = 0; i < all.size(); i += stride) pairs.push_back(all[i]);
+  if (pairs.empty()) return true;
+  const int count = int(pairs.size());
+  Array<int2> device_pairs(pairs);
+  Array<double> scores(size_t(count) * p.k_tokens), out(size_t(count) * p.c.dim), lse(count);
+  reference<<<(count + 7) / 8, 256>>>(p.q.data, p.k.data, p.v.data, p.batch(), 1 / std::sqrt(double(p.c.dim)), branch,
+                                      device_pairs.data, count, scores.data, out.data, lse.data);
+  OK(cudaDeviceSynchronize());
+  const auto want = out.host();
+  const auto want_lse = lse.host();
+  const auto got = (branch == Branch::kComplement ? p.delta : p.out).host();
+  const auto got_lse = (branch == Branch::kLocal ? p.lse_local : p.lse_global).host();
+  double error2 = 0, norm2 = 0, worst = 0, worst_lse = 0;
+  int64_t bad = 0;
+  int2 worst_at = {-1, -1};
+  for (int n = 0; n < count; ++n) {
+    for (int e = 0; e < p.c.dim; ++e) {
+      const double w = want[size_t(n) * p.c.dim + e];
+      const double g = __bfloat162float(got[(size_t(pairs[n].x) * p.c.query_heads + pairs[n].y) * p.c.dim + e]);
+      if (!(std::isfinite(g))) ++bad;
+      error2 += (g - w) * (g - w);
+      norm2 += w * w;
+      if (!(std::fabs(g - w) <= worst)) worst = std::fabs(g - w), worst_at = pairs[n];
+    }
+    const double w = want_lse[n], g = got_lse[size_t(pairs[n].y) * p.q_tokens + pairs[n].x];
+    const double difference = w == g ? 0 : std::fabs(w - g);
+    if (!(difference <= worst_lse)) worst_lse = difference;
+  }
+  const double relative = std::sqrt(error2 / std::max(norm2, 1e-30));
+  const bool good = relative <= 4e-3 && worst_lse <= 2e-4 * p.c.magnitude * p.c.magnitude && bad == 0;
+  std::printf("  %s %-10s relative error %.2e, largest %.2e at row %d head %d, lse %.2e, not finite %ld, of %d rows\n",
+              good ? "ok  " : "FAIL", name, relative, worst, worst_at.x, worst_at.y, worst_lse, long(bad), count);
+  return good;
+}
+
+bool check(const Problem& p, int samples) {
+  bool good = check_branch(p, Branch::kGlobal, "global", samples);
+  good = check_branch(p, Branch::kLocal, "local", samples) && good;
+  return check_branch(p, Branch::kComplement, "complement", samples) && good;
+}
+
+template <class Shape>
+bool check_small(const char* name) {
+  std::vector<Case> cases;
+  Case c = {Shape::kHeadDim, 8, 4, {128, 256}, {0, 1, 1, 128, 257, 700, 2000, 2063}, {0.0f, 1.0f, 0.5f, 1e-6f}};
+  cases.push_back(c);
+  c.nan_documents = {3, 5};
+  c.locality = {5, 77};
+  c.magnitude = 3;
+  cases.push_back(c);
+  c = {Shape::kHeadDim, 6, 2, {130, 300}, {0, 50, 61, 461}, {0.3f, 1.0f}, 1, {}, {0, 50, 1061, 1761}};
+  cases.push_back(c);
+  bool good = true;
+  for (const Case& one : cases) {
+    Problem p(one, 11);
+    run<Shape>(p, 1);
+    OK(cudaDeviceSynchronize());
+    std::printf("%s, D %d\n", name, Shape::kHeadDim);
+    good = check(p, 1000000) && good;
+  }
+  return good;
+}
+
+double pairs_of(const Case& c) {
+  double pairs = 0;
+  for (size_t d = 0; d + 1 < c.bounds.size(); ++d) {
+    const double n = c.bounds[d + 1] - c.bounds[d];
+    pairs += n * (n + 1) / 2;
+  }
+  return pairs;
+}
+
+template <class Shape>
+void time_variant(const char* name) {
+  const std::vector<int> lengths =
+      Shape::kHeadDim == 128 ? std::vector<int>{4096, 16384, 65536} : std::vector<int>{4096, 16384};
+  for (const int tokens : lengths) {
+    const Case c = {Shape::kHeadDim, 32, 8, {128, 1024}, {0, tokens}, std::vector<float>(8, 1.0f)};
+    Problem p(c, 5);
+    run<Shape>(p, 3);
+    const float ms = run<Shape>(p, tokens > 20000 ? 20 : 50);
+    const double flop = 4.0 * Shape::kHeadDim * c.query_heads * pairs_of(c);
+    std::printf("time %-24s D %3d causal %6d tokens: %8.3f ms %7.1f TFLOP/s\n", name, Shape::kHeadDim, tokens, ms,
+                flop / ms * 1e-9);
+    if (tokens == 16384) check_branch(p, Branch::kGlobal, "global", 300);
+  }
+  const Case c = {Shape::kHeadDim, 32, 8, {128, 1024}, {0, 16384}, std::vector<float>(8, 0.0f)};
+  Problem p(c, 7);
+  run<Shape>(p, 3);
+  const float ms = run<Shape>(p, 50);
+  double pairs = 0;
+  for (int i = 0; i < 16384; ++i) pairs += std::min(i + 1, 1024 + std::min(128, std::max(0, i + 1 - 1024)));
+  std::printf("time %-24s D %3d local  %6d tokens: %8.3f ms %7.1f TFLOP/s\n", name, Shape::kHeadDim, 16384, ms,
+              4.0 * Shape::kHeadDim * c.query_heads * pairs / ms * 1e-9);
+  check_branch(p, Branch::kLocal, "local", 300);
+}
+
+template <int kDim, Turns kTurns, bool kOverlap, int kGroups>
+bool variant(const char* name) {
+  using Shape = ForwardShape<ElementType::kBFloat16, kDim, kTurns, kOverlap, kGroups>;
+  const bool good = check_small<Shape>(name);
+  if (good) time_variant<Shape>(name);
+  return good;
+}
+
+int main() {
+  bool good = variant<128, Turns::kProducts, true, 2>("products, overlap");
+  good = variant<128, Turns::kNone, true, 2>("none, overlap") && good;
+  good = variant<128, Turns::kExponentials, true, 2>("exponentials, overlap") && good;
+  good = variant<128, Turns::kExponentials, false, 2>("exponentials") && good;
+  good = variant<64, Turns::kProducts, true, 3>("products, overlap, 3") && good;
+  good = variant<64, Turns::kNone, true, 3>("none, overlap, 3") && good;
+  good = variant<64, Turns::kProducts, true, 2>("products, overlap, 2") && good;
+  good = variant<64, Turns::kExponentials, false, 2>("exponentials, 2") && good;
+  std::printf("%s\n", good ? "all good" : "FAILED");
+  return good ? 0 : 1;
+}
