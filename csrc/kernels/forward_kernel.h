@@ -4,27 +4,16 @@
 #include "csrc/kernels/device/barrier.h"
 #include "csrc/kernels/device/copy.h"
 #include "csrc/kernels/device/memory.h"
+#include "csrc/kernels/forward_arguments.h"
 #include "csrc/kernels/forward_shape.h"
 #include "csrc/kernels/forward_softmax.h"
-#include "csrc/kernels/schedule.h"
 
 /// The forward kernel: softmax(scale Q K^T) V of the items of a schedule.
 ///
 /// A persistent CTA: one producer thread takes items and loads their tiles with bulk copies; each consumer warpgroup
 /// computes 64 query rows of an item. A ring of stages per kind of tile connects them, with a "full" and an "empty"
 /// barrier per stage.
-namespace prulong::kernels {
-
-/// What a CTA gets. Boxes of the maps: q {64, query rows}, k and v {64, kKeyBlock}, out and delta {64, 64}.
-struct ForwardArguments {
-  device::TensorMap q, k, v, out, delta;
-  Schedule schedule;
-  float scale;                    // of raw scores, times log2(e); positive
-  void *out_data, *delta_data;    // [tokens, query heads, head_dim] of 16 bits, dense
-  float *lse_global, *lse_local;  // [query heads, tokens]
-};
-
-namespace forward {
+namespace prulong::kernels::forward {
 
 using namespace device;  // NOLINT: the primitives are this code's vocabulary
 
@@ -429,5 +418,4 @@ PRULONG_DEVICE void run(const ForwardArguments& a) {
   }
 }
 
-}  // namespace forward
-}  // namespace prulong::kernels
+}  // namespace prulong::kernels::forward

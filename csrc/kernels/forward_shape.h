@@ -3,6 +3,7 @@
 
 #include "csrc/kernels/device/thread.h"
 #include "csrc/kernels/element_type.h"
+#include "csrc/kernels/forward.h"
 #include "csrc/kernels/tile.h"
 
 namespace prulong::kernels {
@@ -13,7 +14,7 @@ enum class Turns { kNone, kProducts, kExponentials };
 /// Sizes of a forward kernel and the plan of its shared memory.
 /// kOverlap: a warpgroup computes the next scores while it multiplies the last weights with their values.
 template <ElementType kElement, int kDim, Turns kTakeTurns = Turns::kProducts, bool kOverlapped = true,
-          int kGroups = kDim == 64 ? 3 : 2>
+          int kGroups = forward_query_rows(kDim) / 64>
 struct ForwardShape {
   static constexpr ElementType kType = kElement;
   static constexpr int kHeadDim = kDim;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 //
 // The forward kernel alone on a GPU, without torch: checks it against double-precision sums, then times it.
-//   nvcc -std=c++17 -O3 --split-compile=0 -gencode=arch=compute_90a,code=sm_90a -I. \
-//     tests/csrc/kernels/bench_forward.cu csrc/kernels/schedule.cu csrc/kernels/schedule.cpp -o bench_forward
-#include <cuda.h>
+//   nvcc -std=c++17 -O3 -t 0 --split-compile=0 -gencode=arch=compute_90a,code=sm_90a -I. -o bench_forward
+//     tests/csrc/kernels/bench_forward.cu csrc/kernels/{forward,forward_*,schedule,tensor_map}.cu
+//     csrc/kernels/schedule.cpp
 #include <cuda_bf16.h>
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 #include <cstdlib>
 #include <vector>
 
-#include "csrc/kernels/forward_kernel.h"
+#include "csrc/kernels/forward_launch.h"
 #include "csrc/kernels/schedule_plan.h"
 
 using namespace prulong::kernels;  // NOLINT
@@ -66,24 +66,6 @@ struct Case {
   std::vector<int> k_bounds = {};  // empty: bounds
 };
 
-CUtensorMap make_map(void* data, int dim, int heads, int tokens, int box_rows) {
-  static const auto encode = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult result;
-    OK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &result));
-    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
-  }();
-  CUtensorMap map;
-  const cuuint64_t sizes[3] = {cuuint64_t(dim), cuuint64_t(tokens), cuuint64_t(heads)};
-  const cuuint64_t strides[2] = {cuuint64_t(heads) * dim * 2, cuuint64_t(dim) * 2};
-  const cuuint32_t box[3] = {64, cuuint32_t(box_rows), 1}, ones[3] = {1, 1, 1};
-  const CUresult result =
-      encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, data, sizes, strides, box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE,
-             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (result != CUDA_SUCCESS) std::printf("cuTensorMapEncodeTiled: %d\n", result), std::exit(1);
-  return map;
-}
-
 // A case in GPU memory.
 struct Problem {
   Case c;
@@ -135,11 +117,6 @@ struct Problem {
   }
 };
 
-template <class Shape>
-__global__ void __launch_bounds__(Shape::kThreads, 1) kernel(const __grid_constant__ ForwardArguments a) {
-  forward::run<Shape>(a);
-}
-
 // Runs the kernel and returns its time in milliseconds, the median of `repeats`.
 template <class Shape>
 float run(Problem& p, int repeats) {
@@ -147,31 +124,31 @@ float run(Problem& p, int repeats) {
   ScheduleOptions options;
   options.query_rows = Shape::kQueryRows;
   Array<unsigned char> memory(schedule_bytes(batch, options));
-  ForwardArguments a;
-  a.schedule = make_schedule(batch, options, memory.data);
-  OK(launch_plan(a.schedule, nullptr));
-  a.q = make_map(p.q.data, p.c.dim, p.c.query_heads, p.q_tokens, Shape::kQueryRows);
-  a.k = make_map(p.k.data, p.c.dim, p.c.kv_heads, p.k_tokens, kKeyBlock);
-  a.v = make_map(p.v.data, p.c.dim, p.c.kv_heads, p.k_tokens, kKeyBlock);
-  a.out = make_map(p.out.data, p.c.dim, p.c.query_heads, p.q_tokens, 64);
-  a.delta = make_map(p.delta.data, p.c.dim, p.c.query_heads, p.q_tokens, 64);
-  a.scale = float(1 / std::sqrt(double(p.c.dim)) * std::log2(std::exp(1.0)));
-  a.out_data = p.out.data;
-  a.delta_data = p.delta.data;
-  a.lse_global = p.lse_global.data;
-  a.lse_local = p.lse_local.data;
-  static int processors = 0;
-  if (processors == 0) OK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, 0));
-  OK(cudaFuncSetAttribute(kernel<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes));
+  ForwardParams params = {};
+  params.schedule = make_schedule(batch, options, memory.data);
+  const int64_t dim = p.c.dim;
+  const auto dense = [&](Array<__nv_bfloat16>& x, int64_t tokens, int64_t heads) {
+    return PackedTensor{ElementType::kBFloat16, x.data, tokens, heads, dim, heads * dim, dim};
+  };
+  params.q = dense(p.q, p.q_tokens, p.c.query_heads);
+  params.k = dense(p.k, p.k_tokens, p.c.kv_heads);
+  params.v = dense(p.v, p.k_tokens, p.c.kv_heads);
+  params.scale = float(1 / std::sqrt(double(dim)));
+  params.out = p.out.data;
+  params.delta = p.delta.data;
+  params.lse_global = p.lse_global.data;
+  params.lse_local = p.lse_local.data;
+  ForwardArguments arguments;
+  if (const char* fault = make_forward_arguments(params, &arguments)) std::printf("%s\n", fault), std::exit(1);
+  OK(launch_plan(params.schedule, nullptr));
   cudaEvent_t begin, end;
   OK(cudaEventCreate(&begin));
   OK(cudaEventCreate(&end));
   std::vector<float> times;
   for (int n = 0; n < repeats; ++n) {
-    OK(cudaMemsetAsync(&a.schedule.state->next_query, 0, 4));
+    OK(cudaMemsetAsync(&params.schedule.state->next_query, 0, 4));
     OK(cudaEventRecord(begin));
-    kernel<Shape><<<processors, Shape::kThreads, Shape::kSharedBytes>>>(a);
-    OK(cudaGetLastError());
+    OK(forward::launch<Shape>(arguments, nullptr));
     OK(cudaEventRecord(end));
     OK(cudaEventSynchronize(end));
     float time;
