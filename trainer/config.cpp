@@ -22,7 +22,8 @@ constexpr std::array<Names, 3> kModes = {"masks", "weights", "both"};
 constexpr std::array<Names, 2> kLossTokens = {"all", "answers"};
 constexpr std::array<Names, 3> kRecompute = {"auto", "on", "off"};
 constexpr std::array<Names, 2> kResume = {"auto", "never"};
-constexpr std::array<Names, 2> kSourceTypes = {"tokens", "recall"};
+constexpr std::array<Names, 5> kSourceTypes = {"tokens", "mds", "npy", "raw", "recall"};
+constexpr std::array<Names, 5> kTokenTypes = {"unknown", "uint16", "uint32", "int32", "int64"};
 constexpr std::array<Names, 3> kRecallTasks = {"codes", "key_values", "passkey"};
 
 // Token positions are 32-bit; steps and micro-steps key 32-bit counters.
@@ -136,9 +137,19 @@ void visit_options(ConfigVisitor& v, AttentionOptions& o) {
 }
 
 void visit_options(ConfigVisitor& v, SourceOptions& o) {
-  v.choice(o.type, {"type", "tokens: prepared token files; recall: synthetic tasks in prepared prose"}, kSourceTypes);
-  v.text(o.path, {"path", "folder that scripts/prepare_data.py wrote"}, TextRule::kRequired);
+  v.choice(o.type,
+           {"type",
+            "tokens, recall: what scripts/prepare_data.py wrote from text, or for synthetic tasks; mds: a folder of "
+            "MosaicML shards; npy, raw: a file of token ids, or a folder of *.npy or *.bin"},
+           kSourceTypes);
+  v.text(o.path, {"path", "file or folder of the data, as type says"}, TextRule::kRequired);
   v.number(o.weight, {"weight", "share of sequences, relative to the other sources of the list"}, Interval::above(0));
+  v.when(o.type == SourceType::kRaw || o.type == SourceType::kMds, "type: raw or mds", [&] {
+    v.choice(o.dtype, {"dtype", "of raw files' tokens (uint16 or uint32), or of an MDS column of bytes"}, kTokenTypes);
+  });
+  v.when(o.type == SourceType::kRaw || o.type == SourceType::kNpy, "type: raw or npy", [&] {
+    v.integer(o.end_token, {"end_token", "token that ends each document; -1 = there is none"}, -1, kMaxTokens);
+  });
   v.when(o.type == SourceType::kRecall, "type: recall", [&] {
     v.choices(o.tasks, {"tasks", "what is to be recalled; drawn at random when several"}, kRecallTasks);
     v.integer(o.statements, {"statements", "facts scattered over a sequence (passkey: always 1)"}, 1, 1 << 16);
@@ -205,6 +216,10 @@ std::optional<ConfigProblem> find_problem(const TrainConfig& c) {
         return {{key + ".type", "expected recall with train.loss_tokens: answers, found " +
                                     std::string(kSourceTypes[static_cast<size_t>(source.type)]) +
                                     ", which has no answers"}};
+      }
+      if (source.type == SourceType::kRaw && source.dtype != TokenType::kUint16 && source.dtype != TokenType::kUint32) {
+        return {{key + ".dtype", "expected uint16 or uint32 with type: raw, whose files do not say it, found " +
+                                     std::string(kTokenTypes[static_cast<size_t>(source.dtype)])}};
       }
       if (source.type == SourceType::kRecall && source.questions > source.statements) {
         return {{key + ".questions", "expected at most statements, which is " + std::to_string(source.statements) +

@@ -25,7 +25,8 @@ enum class TrainMode { kMasks, kWeights, kBoth };
 enum class LossTokens { kAll, kAnswers };
 enum class Recompute { kAuto, kOn, kOff };
 enum class Resume { kAuto, kNever };
-enum class SourceType { kTokens, kRecall };
+enum class SourceType { kTokens, kMds, kNpy, kRaw, kRecall };
+enum class TokenType { kUnknown, kUint16, kUint32, kInt32, kInt64 };
 enum class RecallTask { kCodes, kKeyValues, kPasskey };
 
 /// As in a file: "codes".
@@ -90,6 +91,8 @@ struct SourceOptions {
   SourceType type = SourceType::kTokens;
   std::string path;
   double weight = 1.0;
+  TokenType dtype = TokenType::kUnknown;
+  int64_t end_token = -1;
   std::vector<RecallTask> tasks = {RecallTask::kCodes};
   int64_t statements = 12;
   int64_t questions = 12;

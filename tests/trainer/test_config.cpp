@@ -147,7 +147,7 @@ TEST_CASE("Required keys are asked for") {
   CHECK(error_of("model: {path: x}\ndata: {train: [{path: y}]}\n") ==
         "t.yaml: run.dir is missing, but required (folder of the run's results)");
   CHECK(error_of("model: {path: x}\nrun: {dir: x}\ndata:\n  train:\n    - type: recall\n") ==
-        "t.yaml:5: data.train.0.path is missing, but required (folder that scripts/prepare_data.py wrote)");
+        "t.yaml:5: data.train.0.path is missing, but required (file or folder of the data, as type says)");
   CHECK(error_set("run.dir=") == "command line: run.dir: expected a text that is not empty, found \"\"");
   CHECK(error_of("model: {path: x}\nrun: {dir: y}\n") ==
         "t.yaml: data.train: expected at least one source, found none");
@@ -222,6 +222,14 @@ TEST_CASE("Rules between keys are checked and point at a key") {
         "answers");
   CHECK(error_set("data.train.0.questions=13") ==
         "command line: data.train.0.questions: expected at most statements, which is 12, found 13");
+  const std::string raw = "model: {path: x}\nrun: {dir: x}\ndata:\n  train:\n    - {type: raw, path: x}\n";
+  CHECK(error_of(raw) ==
+        "t.yaml:5: data.train.0.dtype: expected uint16 or uint32 with type: raw, whose files do not say it, found "
+        "unknown");
+  CHECK(error_of(raw, {"data.train.0.dtype=int64"}) ==
+        "command line: data.train.0.dtype: expected uint16 or uint32 with type: raw, whose files do not say it, found "
+        "int64");
+  CHECK(parse(raw, {"data.train.0.dtype=uint32", "data.train.0.end_token=2"}).data.train[0].end_token == 2);
 }
 
 TEST_CASE("What is not a plain YAML document is refused") {

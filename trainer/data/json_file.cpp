@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "trainer/data/json_file.h"
 
+#include <algorithm>
 #include <fstream>
 #include <iterator>
 #include <limits>
@@ -14,6 +15,7 @@ namespace {
 using nlohmann::json;
 
 constexpr size_t kShownBytes = 40;  // of a value in a message
+constexpr int kMaxDepth = 32;       // of nested values: deep ones would exhaust the stack of whoever walks them
 
 std::string shown(const json& value) {
   std::string text = value.dump(-1, ' ', true, json::error_handler_t::replace);
@@ -42,6 +44,41 @@ int64_t checked_integer(const json& value, const std::string& pointer, int64_t l
   return value.get<int64_t>();
 }
 
+/// How deeply the values of a JSON text are nested (of a text that is not valid JSON: some number).
+int depth_of(const std::string& text) {
+  int depth = 0, deepest = 0;
+  bool quoted = false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (quoted) {
+      if (c == '\\') ++i;
+      quoted = c != '"';
+    } else if (c == '"') {
+      quoted = true;
+    } else if (c == '[' || c == '{') {
+      deepest = std::max(deepest, ++depth);
+    } else if (c == ']' || c == '}') {
+      --depth;
+    }
+  }
+  return deepest;
+}
+
+std::string checked_text(const json& value, const std::string& pointer, const std::filesystem::path& path) {
+  const bool good = value.is_string() && std::ranges::all_of(value.get_ref<const std::string&>(), [](char c) {
+                      return static_cast<unsigned char>(c) >= ' ' && c != '\x7f';
+                    });
+  if (!good) fail(path, pointer + ": text expected, " + shown(value) + " found");
+  return value.get<std::string>();
+}
+
+const json& find_list(const json& root, const std::string& pointer, const char* what,
+                      const std::filesystem::path& path) {
+  const json& list = find(root, pointer, path);
+  if (!list.is_array()) fail(path, pointer + ": list of " + what + " expected, " + shown(list) + " found");
+  return list;
+}
+
 }  // namespace
 
 struct JsonFile::Document {
@@ -54,6 +91,7 @@ JsonFile::JsonFile(const std::filesystem::path& path) : path_(path) {
   std::ifstream file(path, std::ios::binary);
   content_.assign(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
   if (!file) fail(path, "cannot read");
+  if (depth_of(content_) > kMaxDepth) fail(path, "nested deeper than " + std::to_string(kMaxDepth) + " levels");
   try {
     document_ = std::make_unique<Document>(Document{json::parse(content_)});
   } catch (const json::parse_error& error) {
@@ -80,12 +118,49 @@ int64_t JsonFile::integer(const std::string& pointer, int64_t least, int64_t mos
 }
 
 std::vector<int64_t> JsonFile::integers(const std::string& pointer, int64_t least, int64_t most) const {
-  const json& list = find(document_->root, pointer, path_);
-  if (!list.is_array()) fail(path_, pointer + ": list of integers expected, " + shown(list) + " found");
+  const json& list = find_list(document_->root, pointer, "integers", path_);
   std::vector<int64_t> values;
   values.reserve(list.size());
   for (const json& value : list) values.push_back(checked_integer(value, pointer, least, most, path_));
   return values;
+}
+
+std::vector<int64_t> JsonFile::integers_or_null(const std::string& pointer, int64_t least, int64_t most,
+                                                int64_t null_value) const {
+  std::vector<int64_t> values;
+  for (const json& value : find_list(document_->root, pointer, "integers and nulls", path_)) {
+    values.push_back(value.is_null() ? null_value : checked_integer(value, pointer, least, most, path_));
+  }
+  return values;
+}
+
+std::string JsonFile::text(const std::string& pointer) const {
+  return checked_text(find(document_->root, pointer, path_), pointer, path_);
+}
+
+std::vector<std::string> JsonFile::texts(const std::string& pointer) const {
+  std::vector<std::string> values;
+  for (const json& value : find_list(document_->root, pointer, "texts", path_)) {
+    values.push_back(checked_text(value, pointer, path_));
+  }
+  return values;
+}
+
+std::map<std::string, std::string> JsonFile::text_map(const std::string& pointer) const {
+  const json& object = find(document_->root, pointer, path_);
+  if (!object.is_object()) fail(path_, pointer + ": object expected, " + shown(object) + " found");
+  std::map<std::string, std::string> values;
+  for (const auto& [key, value] : object.items()) values[key] = checked_text(value, pointer, path_);
+  return values;
+}
+
+int64_t JsonFile::list_size(const std::string& pointer) const {
+  return static_cast<int64_t>(find_list(document_->root, pointer, "values", path_).size());
+}
+
+bool JsonFile::has(const std::string& pointer) const {
+  const json::json_pointer parsed(pointer);
+  return document_->root.contains(parsed) && !document_->root.at(parsed).is_null();
 }
 
 }  // namespace prulong

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -29,6 +30,25 @@ class JsonFile {
 
   /// A list of integers, each in [least, most].
   std::vector<int64_t> integers(const std::string& pointer, int64_t least, int64_t most) const;
+
+  /// A list of integers, each in [least, most] or null, which becomes `null_value`.
+  std::vector<int64_t> integers_or_null(const std::string& pointer, int64_t least, int64_t most,
+                                        int64_t null_value) const;
+
+  /// Text without control characters.
+  std::string text(const std::string& pointer) const;
+
+  /// A list of such texts.
+  std::vector<std::string> texts(const std::string& pointer) const;
+
+  /// An object whose values are such texts, sorted by key.
+  std::map<std::string, std::string> text_map(const std::string& pointer) const;
+
+  /// The length of a list.
+  int64_t list_size(const std::string& pointer) const;
+
+  /// Whether there is a value other than null.
+  bool has(const std::string& pointer) const;
 
  private:
   struct Document;  // keeps nlohmann's header out of this one

@@ -1,24 +1,17 @@
 // SPDX-License-Identifier: MIT
-#include "trainer/data/npy.h"
-
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-#include <bit>
-#include <cerrno>
+// IntegerFile::open_npy.
 #include <cstring>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "model/error.h"
+#include "trainer/data/integer_file.h"
 
 namespace prulong {
 namespace {
-
-static_assert(std::endian::native == std::endian::little, "elements are read as they lie in the file");
 
 constexpr size_t kPreamble = 8;  // magic and version, before the header's length
 constexpr size_t kMaxHeader = 65536;
@@ -139,115 +132,59 @@ class HeaderParser {
   size_t position_ = 0;
 };
 
-NpyArray::Type parse_type(const std::string& descr, const std::filesystem::path& path) {
-  if (descr == "<u2") return NpyArray::Type::kUint16;
-  if (descr == "<u4") return NpyArray::Type::kUint32;
-  if (descr == "<i4") return NpyArray::Type::kInt32;
-  if (descr == "<i8") return NpyArray::Type::kInt64;
+IntegerType parse_type(const std::string& descr, const std::filesystem::path& path) {
+  if (descr == "<u2") return IntegerType::kUint16;
+  if (descr == "<u4") return IntegerType::kUint32;
+  if (descr == "<i4") return IntegerType::kInt32;
+  if (descr == "<i8") return IntegerType::kInt64;
   fail(path, "element type '" + descr + "' found, '<u2', '<u4', '<i4' or '<i8' expected");
 }
 
-size_t bytes_of(NpyArray::Type type) {
-  switch (type) {
-    case NpyArray::Type::kUint16:
-      return 2;
-    case NpyArray::Type::kInt64:
-      return 8;
-    default:
-      return 4;
+/// Where the header's dictionary starts and how long it is.
+std::pair<size_t, size_t> find_header(std::span<const std::byte> bytes, const std::filesystem::path& path) {
+  if (bytes.empty()) fail(path, "the file is empty, a .npy file expected");
+  if (bytes.size() < kPreamble || std::memcmp(bytes.data(), "\x93NUMPY", 6) != 0) {
+    fail(path, "not a .npy file: wrong first bytes");
   }
-}
-
-template <typename T>
-int64_t load(const std::byte* address) {
-  T value;  // copied: a header of unusual length leaves the elements unaligned
-  std::memcpy(&value, address, sizeof(T));
-  return static_cast<int64_t>(value);
+  const int version = std::to_integer<int>(bytes[6]), minor = std::to_integer<int>(bytes[7]);
+  if (version < 1 || version > 3 || minor != 0) {
+    fail(path, ".npy version " + std::to_string(version) + "." + std::to_string(minor) + " found, 1.0 to 3.0 expected");
+  }
+  const IntegerType length_type = version == 1 ? IntegerType::kUint16 : IntegerType::kUint32;
+  const size_t start = kPreamble + static_cast<size_t>(bytes_of(length_type));
+  if (bytes.size() < start) fail(path, "the file ends inside its header");
+  const auto length = static_cast<size_t>(load_integer(length_type, bytes.data() + kPreamble));
+  if (length > kMaxHeader) fail(path, "the header claims " + std::to_string(length) + " bytes");
+  if (length > bytes.size() - start) fail(path, "the file ends inside its header");
+  return {start, length};
 }
 
 }  // namespace
 
-void NpyArray::Unmap::operator()(const std::byte* address) const { ::munmap(const_cast<std::byte*>(address), length); }
-
-NpyArray::NpyArray(const std::filesystem::path& path) : path_(path) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) fail(path, std::string("cannot open: ") + std::strerror(errno));
-  struct stat status {};
-  const bool regular = ::fstat(fd, &status) == 0 && S_ISREG(status.st_mode);
-  const size_t file_size = regular ? static_cast<size_t>(status.st_size) : 0;
-  void* address = file_size > 0 ? ::mmap(nullptr, file_size, PROT_READ, MAP_SHARED, fd, 0) : MAP_FAILED;
-  const int map_error = errno;
-  ::close(fd);
-  if (!regular) fail(path, "not a regular file");
-  if (file_size == 0) fail(path, "the file is empty, a .npy file expected");
-  if (address == MAP_FAILED) fail(path, std::string("cannot map into memory: ") + std::strerror(map_error));
-  const auto* bytes = static_cast<const std::byte*>(address);
-  mapping_ = {bytes, Unmap{file_size}};
-
-  if (file_size < kPreamble || std::memcmp(bytes, "\x93NUMPY", 6) != 0)
-    fail(path, "not a .npy file: wrong first bytes");
-  const int version = std::to_integer<int>(bytes[6]);
-  if (version < 1 || version > 3 || bytes[7] != std::byte{0}) {
-    fail(path, ".npy version " + std::to_string(version) + "." + std::to_string(std::to_integer<int>(bytes[7])) +
-                   " found, 1.0 to 3.0 expected");
-  }
-  const size_t length_bytes = version == 1 ? 2 : 4;
-  if (file_size < kPreamble + length_bytes) fail(path, "the file ends inside its header");
-  const auto header_size = static_cast<size_t>(version == 1 ? load<uint16_t>(bytes + kPreamble)  //
-                                                            : load<uint32_t>(bytes + kPreamble));
-  const size_t header_start = kPreamble + length_bytes;
-  if (header_size > kMaxHeader) fail(path, "the header claims " + std::to_string(header_size) + " bytes");
-  if (header_size > file_size - header_start) fail(path, "the file ends inside its header");
-
-  const std::string_view text(reinterpret_cast<const char*>(bytes) + header_start, header_size);
+IntegerFile IntegerFile::open_npy(const std::filesystem::path& path) {
+  IntegerFile file(path, IntegerType::kUint16);
+  const std::span<const std::byte> bytes = file.bytes();
+  const auto [start, length] = find_header(bytes, path);
+  const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + start, length);
   HeaderParser::Header header = HeaderParser(text, path).parse();
-  type_ = parse_type(header.descr, path);
-  shape_ = std::move(header.shape);
-  if (shape_.empty() || shape_.size() > 2) {
-    fail(path, std::to_string(shape_.size()) + " dimensions found, 1 or 2 expected");
+  file.type_ = parse_type(header.descr, path);
+  file.shape_ = std::move(header.shape);
+  if (file.shape_.empty() || file.shape_.size() > 2) {
+    fail(path, std::to_string(file.shape_.size()) + " dimensions found, 1 or 2 expected");
   }
-  if (header.fortran_order && shape_.size() > 1) fail(path, "Fortran order found, C order expected");
-  int64_t expected = static_cast<int64_t>(bytes_of(type_));
-  size_ = 1;
-  for (const int64_t length : shape_) {
-    if (__builtin_mul_overflow(expected, length, &expected)) fail(path, "damaged .npy header: the shape is too large");
-    size_ *= length;
+  if (header.fortran_order && file.shape_.size() > 1) fail(path, "Fortran order found, C order expected");
+  int64_t expected = bytes_of(file.type_);
+  for (const int64_t size : file.shape_) {
+    if (__builtin_mul_overflow(expected, size, &expected)) fail(path, "damaged .npy header: the shape is too large");
   }
-  const size_t found = file_size - header_start - header_size;
+  const size_t found = bytes.size() - start - length;
   if (static_cast<size_t>(expected) != found) {
     fail(path, std::to_string(expected) + " bytes of elements expected by the header, " + std::to_string(found) +
                    " found: the file is damaged or incomplete");
   }
-  data_ = bytes + header_start + header_size;
-}
-
-int64_t NpyArray::operator[](int64_t index) const {
-  const std::byte* address = data_ + static_cast<size_t>(index) * bytes_of(type_);
-  switch (type_) {
-    case Type::kUint16:
-      return load<uint16_t>(address);
-    case Type::kUint32:
-      return load<uint32_t>(address);
-    case Type::kInt32:
-      return load<int32_t>(address);
-    case Type::kInt64:
-      break;
-  }
-  return load<int64_t>(address);
-}
-
-const char* type_name(NpyArray::Type type) {
-  switch (type) {
-    case NpyArray::Type::kUint16:
-      return "uint16";
-    case NpyArray::Type::kUint32:
-      return "uint32";
-    case NpyArray::Type::kInt32:
-      return "int32";
-    case NpyArray::Type::kInt64:
-      break;
-  }
-  return "int64";
+  file.size_ = expected / bytes_of(file.type_);
+  file.data_ = bytes.data() + start + length;
+  return file;
 }
 
 }  // namespace prulong

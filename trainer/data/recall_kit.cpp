@@ -5,8 +5,8 @@
 #include <limits>
 
 #include "model/error.h"
+#include "trainer/data/integer_file.h"
 #include "trainer/data/json_file.h"
-#include "trainer/data/npy.h"
 #include "trainer/data/random.h"
 
 namespace prulong {
@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
 
-void check_array(const NpyArray& array, bool right_type, const char* types, int64_t expected) {
+void check_array(const IntegerFile& array, bool right_type, const char* types, int64_t expected) {
   const std::string name = array.path().string();
   if (!right_type || array.shape().size() != 1) {
     throw Error(name + ": 1-D array of " + types + " expected, " + std::to_string(array.shape().size()) +
@@ -57,21 +57,14 @@ RecallKit::RecallKit(const std::filesystem::path& folder, bool eval_split) {
   hash_ = hash64(info.content());  // kit.json holds the hashes of the arrays
   vocab_size_ = info.integer("/vocab_size", 1, kMaxInt32);
 
-  const NpyArray tokens(folder / "tokens.npy");
-  const bool unsigned_type = tokens.type() == NpyArray::Type::kUint16 || tokens.type() == NpyArray::Type::kUint32;
+  const IntegerFile tokens = IntegerFile::open_npy(folder / "tokens.npy");
+  const bool unsigned_type = tokens.type() == IntegerType::kUint16 || tokens.type() == IntegerType::kUint32;
   check_array(tokens, unsigned_type, "uint16 or uint32", info.integer("/tokens", 1, kMaxInt32));
-  const NpyArray offsets(folder / "offsets.npy");
+  const IntegerFile offsets = IntegerFile::open_npy(folder / "offsets.npy");
   const int64_t pieces = info.integer("/pieces", 1, kMaxInt32);
-  check_array(offsets, offsets.type() == NpyArray::Type::kInt64, "int64", pieces + 1);
+  check_array(offsets, offsets.type() == IntegerType::kInt64, "int64", pieces + 1);
 
-  tokens_.reserve(static_cast<size_t>(tokens.size()));
-  for (int64_t i = 0; i < tokens.size(); ++i) {
-    if (tokens[i] >= vocab_size_) {
-      throw Error(tokens.path().string() + ": token " + std::to_string(tokens[i]) + " at position " +
-                  std::to_string(i) + " is beyond the vocabulary of " + std::to_string(vocab_size_) + " in kit.json");
-    }
-    tokens_.push_back(static_cast<int32_t>(tokens[i]));
-  }
+  tokens.append(0, tokens.size(), vocab_size_, "kit.json", tokens_);
   const auto piece = [&](int64_t index) {
     const int64_t begin = offsets[index], end = offsets[index + 1];
     if (begin < 0 || end <= begin || end > tokens.size()) {

@@ -11,10 +11,8 @@ namespace prulong {
 
 /// Opens a token folder written by `scripts/prepare_data.py text` (its help describes the files).
 ///
-/// An epoch is every document once, in an order drawn from (seed, epoch), one after another; the epochs follow each
-/// other, and sequence(n) is the n-th slice of seq_len tokens of that. A document that a slice cuts counts as two
-/// documents. After the first touch of an epoch (linear in the documents), a sequence costs its length and a search.
-/// @param seq_len  tokens of a sequence, 1 to 2^31 - 1.
+/// The pieces of an epoch (packing.h) are the documents. After the first touch of an epoch (linear in the documents), a
+/// sequence costs its length and a search.
 /// @throws Error naming the file: missing, damaged or inconsistent files, no tokens. Token ids are checked against the
 ///         folder's vocabulary when a sequence is read.
 std::unique_ptr<Source> open_token_folder(const std::filesystem::path& folder, int64_t seq_len, uint64_t seed);

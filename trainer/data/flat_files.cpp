@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: MIT
+#include "trainer/data/flat_files.h"
+
+#include <algorithm>
+#include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "model/error.h"
+#include "trainer/data/packing.h"
+#include "trainer/data/random.h"
+
+namespace prulong {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// The file, or the folder's files with the extension, sorted by name.
+std::vector<fs::path> find_files(const fs::path& path, const std::string& extension) {
+  std::error_code error;
+  if (fs::is_regular_file(path, error)) return {path};
+  std::vector<fs::path> files;
+  if (!fs::is_directory(path, error)) throw Error(path.string() + ": no such file or folder");
+  for (const auto& entry : fs::directory_iterator(path, error)) {
+    if (entry.path().extension() == extension && entry.is_regular_file(error)) files.push_back(entry.path());
+  }
+  if (error) throw Error(path.string() + ": cannot list the folder: " + error.message());
+  if (files.empty()) throw Error(path.string() + ": *" + extension + " files expected in this folder, none found");
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+/// A hash of a file's size and of up to 16 stretches of 4 KiB, evenly spread from its start to its end.
+uint64_t sample_hash(std::span<const std::byte> bytes) {
+  constexpr size_t kStretches = 16, kLength = 4096;
+  const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  uint64_t hash = hash64(std::to_string(text.size()));
+  if (text.size() <= kStretches * kLength) return hash ^ hash64(text);
+  for (size_t i = 0; i < kStretches; ++i) {
+    const size_t start = (text.size() - kLength) / (kStretches - 1) * i;
+    hash = mix64(hash ^ hash64(text.substr(start, kLength)));
+  }
+  return hash;
+}
+
+/// All files as one block.
+class FlatFiles final : public Block {
+ public:
+  FlatFiles(const FlatFileOptions& options, int64_t seq_len) : options_(options) {
+    check_seq_len(seq_len);
+    for (const fs::path& path : find_files(options.path, options.type ? ".bin" : ".npy")) {
+      IntegerFile file = options.type ? IntegerFile::open_raw(path, *options.type) : IntegerFile::open_npy(path);
+      const int64_t piece_tokens = file.shape().size() == 2 ? file.shape()[1] : seq_len;
+      const int64_t pieces = piece_tokens == 0 ? 0 : (file.size() + piece_tokens - 1) / piece_tokens;
+      fingerprint_ += ":" + path.filename().string() + "=" + std::to_string(sample_hash(file.bytes()));
+      files_.push_back({std::move(file), pieces_, piece_tokens});
+      pieces_ += pieces;
+    }
+    if (pieces_ == 0) throw Error(options.path.string() + ": no tokens");
+  }
+
+  int64_t pieces() const override { return pieces_; }
+
+  int64_t tokens(int64_t piece) const override {
+    const File& file = file_of(piece);
+    return std::min(file.piece_tokens, file.integers.size() - (piece - file.first_piece) * file.piece_tokens);
+  }
+
+  void append(int64_t piece, int64_t first, int64_t count, Sequence& sequence) const override {
+    const File& file = file_of(piece);
+    std::vector<int32_t>& tokens = sequence.tokens;
+    const auto start = std::ssize(tokens);
+    file.integers.append((piece - file.first_piece) * file.piece_tokens + first, count, options_.vocab_size,
+                         "the model", tokens);
+    if (options_.end_token >= 0) {
+      const auto end_token = static_cast<int32_t>(options_.end_token);
+      auto at = tokens.begin() + start;
+      while ((at = std::find(at, tokens.end() - 1, end_token)) != tokens.end() - 1) {
+        sequence.cu_seqlens.push_back(static_cast<int32_t>(++at - tokens.begin()));
+      }
+    }
+    sequence.cu_seqlens.push_back(static_cast<int32_t>(tokens.size()));
+  }
+
+  /// The type decides how the same bytes read.
+  std::string fingerprint() const {
+    return std::string(options_.type ? type_name(*options_.type) : "npy") + fingerprint_ +
+           ":end_token=" + std::to_string(options_.end_token);
+  }
+
+ private:
+  struct File {
+    IntegerFile integers;
+    int64_t first_piece;
+    int64_t piece_tokens;
+  };
+
+  const File& file_of(int64_t piece) const {
+    const auto after = std::upper_bound(files_.begin(), files_.end(), piece,
+                                        [](int64_t wanted, const File& file) { return wanted < file.first_piece; });
+    return *(after - 1);  // the last of those that start there: empty files before it have no piece
+  }
+
+  FlatFileOptions options_;
+  std::vector<File> files_;
+  int64_t pieces_ = 0;
+  std::string fingerprint_;
+};
+
+}  // namespace
+
+std::unique_ptr<Source> open_flat_files(const FlatFileOptions& options, int64_t seq_len, uint64_t seed) {
+  const auto block = std::make_shared<const FlatFiles>(options, seq_len);
+  auto corpus = std::make_unique<OneBlock>(options.path.string(), block, options.vocab_size, block->fingerprint());
+  return pack_corpus(std::move(corpus), seq_len, seed);
+}
+
+}  // namespace prulong

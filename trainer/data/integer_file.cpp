@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: MIT
+#include "trainer/data/integer_file.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include "model/error.h"
+
+namespace prulong {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "integers are read as they lie in the file");
+
+/// Calls `body` with a value of the C++ type.
+template <typename Body>
+auto with_type(IntegerType type, const Body& body) {
+  switch (type) {
+    case IntegerType::kUint16:
+      return body(uint16_t{});
+    case IntegerType::kUint32:
+      return body(uint32_t{});
+    case IntegerType::kInt32:
+      return body(int32_t{});
+    case IntegerType::kInt64:
+      break;
+  }
+  return body(int64_t{});
+}
+
+template <typename T>
+T load(const std::byte* address) {
+  T value;  // copied: integers may lie unaligned
+  std::memcpy(&value, address, sizeof(T));
+  return value;
+}
+
+}  // namespace
+
+const char* type_name(IntegerType type) {
+  switch (type) {
+    case IntegerType::kUint16:
+      return "uint16";
+    case IntegerType::kUint32:
+      return "uint32";
+    case IntegerType::kInt32:
+      return "int32";
+    case IntegerType::kInt64:
+      break;
+  }
+  return "int64";
+}
+
+int64_t bytes_of(IntegerType type) {
+  return with_type(type, [](auto value) { return static_cast<int64_t>(sizeof(value)); });
+}
+
+int64_t load_integer(IntegerType type, const std::byte* address) {
+  return with_type(type, [&](auto value) { return static_cast<int64_t>(load<decltype(value)>(address)); });
+}
+
+int64_t append_tokens(IntegerType type, const std::byte* data, int64_t count, int64_t vocab_size,
+                      std::vector<int32_t>& tokens) {
+  const size_t start = tokens.size();
+  tokens.resize(start + static_cast<size_t>(count));
+  int32_t* const out = tokens.data() + start;
+  return with_type(type, [&](auto sample) -> int64_t {
+    using Value = decltype(sample);
+    using Unsigned = std::make_unsigned_t<Value>;  // negative values become larger than any vocabulary
+    const auto last = static_cast<Unsigned>(
+        std::min(static_cast<uint64_t>(vocab_size - 1), uint64_t{std::numeric_limits<Unsigned>::max()}));
+    bool good = true;  // one flag for all, so that the loop has no branch
+    for (int64_t i = 0; i < count; ++i) {
+      const auto value = load<Value>(data + i * static_cast<int64_t>(sizeof(Value)));
+      out[i] = static_cast<int32_t>(value);
+      good &= static_cast<Unsigned>(value) <= last;
+    }
+    if (good) return -1;
+    int64_t bad = 0;
+    while (static_cast<Unsigned>(load<Value>(data + bad * static_cast<int64_t>(sizeof(Value)))) <= last) ++bad;
+    return bad;
+  });
+}
+
+IntegerFile::IntegerFile(const std::filesystem::path& path, IntegerType type)
+    : path_(path), file_(std::make_unique<MappedFile>(path)), data_(file_->bytes().data()), type_(type) {}
+
+IntegerFile IntegerFile::open_raw(const std::filesystem::path& path, IntegerType type) {
+  IntegerFile file(path, type);
+  const auto found = static_cast<int64_t>(file.bytes().size());
+  if (found == 0) throw Error(path.string() + ": the file is empty, tokens expected");
+  if (found % bytes_of(type) != 0) {
+    throw Error(path.string() + ": whole " + type_name(type) + " integers of " + std::to_string(bytes_of(type)) +
+                " bytes expected, " + std::to_string(found) +
+                " bytes found: the file is incomplete, or of another dtype");
+  }
+  file.size_ = found / bytes_of(type);
+  file.shape_ = {file.size_};
+  return file;
+}
+
+void IntegerFile::append(int64_t first, int64_t count, int64_t vocab_size, const std::string& owner,
+                         std::vector<int32_t>& tokens) const {
+  const int64_t bad = append_tokens(type_, data_ + first * bytes_of(type_), count, vocab_size, tokens);
+  if (bad < 0) return;
+  throw Error(path_.string() + ": token " + std::to_string((*this)[first + bad]) + " at position " +
+              std::to_string(first + bad) + " is beyond the vocabulary of " + std::to_string(vocab_size) + " in " +
+              owner);
+}
+
+}  // namespace prulong
