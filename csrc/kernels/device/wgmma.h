@@ -9,6 +9,7 @@
 #else
 #include <array>
 #include <cstddef>
+#include <vector>
 #endif
 
 namespace prulong::kernels::device {
@@ -24,9 +25,12 @@ namespace prulong::kernels::device {
 
 #if !PRULONG_ON_DEVICE
 namespace emulation {
-/// Follows a fragment from begin to wait. The emulation holds on to the address of a fragment in flight.
+/// Follows a fragment from begin to wait: an ordinary access ends what begin has begun, and is an error while a product
+/// may be running. The emulation holds on to the address of a fragment in flight.
 class FragmentState {
  public:
+  enum class Phase { kIdle, kBegun, kInFlight };
+
   FragmentState() = default;
   /// A copy is an access of the original and starts idle.
   FragmentState(const FragmentState& other) { other.check_access(); }
@@ -35,12 +39,22 @@ class FragmentState {
     check_access();
     return *this;
   }
-  /// Reports an access while a product may be running.
-  void check_access() const;
+  ~FragmentState() {
+    if (phase == Phase::kInFlight) abandon();
+  }
+  void check_access() const {
+    if (phase == Phase::kInFlight) refuse_access();
+    phase = Phase::kIdle;
+  }
 
-  enum class Phase { kIdle, kBegun, kInFlight };
-  Phase phase = Phase::kIdle;
-  int64_t group = -1;  // the latest group of products that uses it, as its warp counts them
+  mutable Phase phase = Phase::kIdle;
+  int64_t group = -1;       // the latest group of products that uses it, as its thread counts them
+  Site site = {};           // of the latest product that uses it
+  std::vector<float> sums;  // an accumulator's values while it is in flight: what the kernel sees are NaNs
+
+ private:
+  void refuse_access() const;
+  void abandon() const noexcept;
 };
 }  // namespace emulation
 #endif
