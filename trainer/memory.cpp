@@ -6,16 +6,111 @@
 #include <c10/core/CachingDeviceAllocator.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
+#include <cstdio>
 #include <fstream>
-#include <string>
+#include <utility>
+
+#include "trainer/open_model.h"
 
 namespace prulong {
+namespace {
+
+/// What one layer keeps of one token, in elements. With it stands or falls what model/llama_layer.cpp saves: the inputs
+/// of both norms; q, k, v, the output and the difference of its two branches; gate and up. Trained projections keep
+/// their inputs, norms of q's and k's heads theirs.
+int64_t kept_elements(const ModelConfig& config, bool train_weights) {
+  const int64_t query = config.query_heads * config.head_dim, kv = config.kv_heads * config.head_dim;
+  const int64_t hidden = config.hidden_size, mlp = config.intermediate_size;
+  return 2 * hidden + 3 * query + 2 * kv + 2 * mlp + (config.qk_norms ? query + kv : 0) +
+         (train_weights ? 2 * hidden + mlp : 0);
+}
+
+/// The backward pass of one layer: gradients of the MLP's three products with a copy, and of the residual stream.
+int64_t layer_work_elements(const ModelConfig& config) { return 4 * config.intermediate_size + 4 * config.hidden_size; }
+
+/// next_token_loss: the logits of one chunk as products, scores, shares and gradients; the hidden states' gradient.
+int64_t loss_work_bytes(const ModelConfig& config, int64_t tokens, int64_t chunk, int64_t element_size) {
+  const int64_t wide = sizeof(float);
+  const int64_t per_logit = element_size == wide ? 2 * wide : 2 * (element_size + wide);
+  return std::min(chunk, tokens) * config.vocab_size * per_logit + 2 * tokens * config.hidden_size * element_size;
+}
+
+std::string gibibytes(int64_t bytes) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%10.2f GiB", static_cast<double>(bytes) / static_cast<double>(int64_t{1} << 30));
+  return text;
+}
+
+/// 1234567 as 1,234,567.
+std::string grouped(int64_t number) {
+  const std::string digits = std::to_string(number);
+  std::string text;
+  for (size_t i = 0; i < digits.size(); ++i) {
+    if (i > 0 && (digits.size() - i) % 3 == 0) text += ',';
+    text += digits[i];
+  }
+  return text;
+}
+
+}  // namespace
 
 int64_t activation_bytes(const ModelConfig& config, int64_t tokens, int64_t element_size, bool train_weights) {
-  const int64_t query = config.query_heads * config.head_dim, kv = config.kv_heads * config.head_dim;
-  int64_t per_token = 4 * config.hidden_size + 4 * query + 2 * kv + 3 * config.intermediate_size;
-  if (train_weights) per_token += 2 * config.hidden_size + query + config.intermediate_size;
-  return config.layers * tokens * per_token * element_size;
+  return config.layers * tokens * kept_elements(config, train_weights) * element_size;
+}
+
+MemoryNeed memory_need(const Llama& model, const TrainConfig& config, bool recompute) {
+  const ModelConfig& shape = model.config();
+  const int64_t tokens = config.train.seq_len, element_size = static_cast<int64_t>(at::elementSize(model.dtype()));
+  const bool train_weights = config.train.mode != TrainMode::kMasks;
+  MemoryNeed need;
+  int64_t count = 0;
+  for (const auto& [name, weight] : model.weights()) count += weight.numel();
+  need.weights = count * element_size;
+  if (train_weights) {
+    const int64_t wide = sizeof(float);
+    need.optimizer = count * (element_size + 2 * wide + (element_size == wide ? 0 : wide));
+    need.update = count * wide;
+  }
+  const int64_t all_layers = activation_bytes(shape, tokens, element_size, train_weights);
+  const int64_t layer_inputs = shape.layers * tokens * shape.hidden_size * element_size;
+  // The final norm's input and output, and RoPE's cosines and sines.
+  const int64_t shared = tokens * (2 * shape.hidden_size + shape.head_dim) * element_size;
+  need.activations = (recompute ? layer_inputs : all_layers) + shared;
+  const int64_t layer =
+      tokens * layer_work_elements(shape) * element_size + (recompute ? all_layers / shape.layers : 0);
+  need.work = std::max(layer, loss_work_bytes(shape, tokens, config.train.loss_chunk, element_size));
+  return need;
+}
+
+std::string memory_report(const TrainConfig& config) {
+  const Llama model = Llama::without_values(read_model_config(config.model.path), planned_dtype(config.model));
+  const ModelShape shape = model.config().shape();
+  int64_t count = 0;
+  for (const auto& [name, weight] : model.weights()) count += weight.numel();
+  std::string text = "model   " + config.model.path + ": " + shape.type + ", " + grouped(count) + " weights, " +
+                     std::to_string(shape.layers) + " layers of " + std::to_string(shape.kv_heads) + " KV heads, " +
+                     std::to_string(shape.query_heads) + " query heads, head_dim " + std::to_string(shape.head_dim) +
+                     "\nstep    sequences of " + grouped(config.train.seq_len) + " tokens in " +
+                     (model.dtype() == at::kFloat ? "float32" : "bfloat16") + ", one at a time; " +
+                     grouped(shape.layers * shape.kv_heads) + " gates, kept on the host\n\n" +
+                     "train.recompute                             off              on\n";
+  const std::array needs{memory_need(model, config, false), memory_need(model, config, true)};
+  const auto row = [&](const char* name, const auto& bytes) {
+    char label[40];
+    std::snprintf(label, sizeof label, "%-32s", name);
+    text += label + gibibytes(bytes(needs[0])) + "  " + gibibytes(bytes(needs[1])) + "\n";
+  };
+  row("weights", [](const MemoryNeed& n) { return n.weights; });
+  if (config.train.mode != TrainMode::kMasks) {
+    row("gradients, masters, moments", [](const MemoryNeed& n) { return n.optimizer; });
+    row("or, in an update, their copies", [](const MemoryNeed& n) { return n.update; });
+  }
+  row("activations", [](const MemoryNeed& n) { return n.activations; });
+  row("loss or one layer, the larger", [](const MemoryNeed& n) { return n.work; });
+  row("in all, about", [](const MemoryNeed& n) { return n.total(); });
+  return text + "\nauto recomputes where the activations would fill more than half of what the device has free.\n";
 }
 
 int64_t available_bytes(c10::Device device) {

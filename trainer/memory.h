@@ -3,16 +3,37 @@
 
 #include <c10/core/Device.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <string>
 
-#include "model/model_config.h"
+#include "model/llama.h"
+#include "trainer/config.h"
 
 namespace prulong {
 
-/// Bytes of activations that one sequence keeps for its backward pass when no layer is computed again: per layer about
-/// four hidden states, four query-sized and two KV-sized tensors and three MLP-sized ones; twice the linear inputs when
-/// weights are trained.
+/// Bytes of activations that one sequence keeps for its backward pass when no layer is computed again.
 int64_t activation_bytes(const ModelConfig& config, int64_t tokens, int64_t element_size, bool train_weights);
+
+/// What the model's device holds at the fullest moment of a training step, in bytes. An estimate: what operators borrow
+/// for a moment and what an allocator keeps in reserve is not in it.
+struct MemoryNeed {
+  int64_t weights = 0;
+  int64_t optimizer = 0;    ///< of weights that are trained: gradients, float32 masters, moments
+  int64_t update = 0;       ///< float32 copies of the gradients, while weights are updated
+  int64_t activations = 0;  ///< kept from the forward to the backward pass
+  int64_t work = 0;         ///< the loss on one chunk of logits, or one layer's backward pass, whichever is more
+  int64_t total() const { return weights + optimizer + std::max(update, activations + work); }
+};
+
+/// @param model      one without values will do.
+/// @param recompute  whether layers are computed again in the backward pass.
+MemoryNeed memory_need(const Llama& model, const TrainConfig& config, bool recompute);
+
+/// The shape of the configured model and the memory of a training step, as a table for people. Reads the model's
+/// config.json and nothing else: no weights, no data.
+/// @throws Error as read_model_config.
+std::string memory_report(const TrainConfig& config);
 
 /// Bytes free on a device now: system memory for the CPU, the driver's answer for a GPU.
 int64_t available_bytes(c10::Device device);

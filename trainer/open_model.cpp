@@ -28,6 +28,11 @@ Llama open_model(const ModelOptions& options) {
   return Llama::load(options.path, choose_dtype(options.dtype, device), device);
 }
 
+at::ScalarType planned_dtype(const ModelOptions& options) {
+  const bool on_cuda = options.device == ModelDevice::kCuda;
+  return choose_dtype(options.dtype, on_cuda ? at::Device(at::kCUDA, 0) : choose_device(options.device));
+}
+
 std::optional<std::string> dtype_note(const ModelOptions& options, const Llama& model) {
   if (options.dtype != ModelDtype::kAuto || !model.device().is_cpu() || model.dtype() != at::kFloat)
     return std::nullopt;

@@ -13,6 +13,9 @@ namespace prulong {
 /// @throws Error naming the file, or the device that is not there.
 Llama open_model(const ModelOptions& options);
 
+/// The dtype in which open_model loads the model; a GPU that is asked for is taken to be there.
+at::ScalarType planned_dtype(const ModelOptions& options);
+
 /// What to tell the user when `auto` could not choose bfloat16.
 std::optional<std::string> dtype_note(const ModelOptions& options, const Llama& model);
 

@@ -10,6 +10,7 @@
 
 #include "model/error.h"
 #include "trainer/config.h"
+#include "trainer/memory.h"
 #include "trainer/program.h"
 #include "trainer/trainer.h"
 
@@ -23,8 +24,9 @@ int run(int argc, char** argv) {
       "A run goes on from the newest checkpoint of its run.dir.\n");
   options.positional_help("CONFIG.yaml [key.path=value ...]");
   options.add_options()("h,help", "show this text")("version", "show the version")(
-      "show-config", "print the resolved configuration and stop")("arguments", "",
-                                                                  cxxopts::value<std::vector<std::string>>());
+      "show-config", "print the resolved configuration and stop")(
+      "memory", "estimate the memory of a training step from the model's config.json alone, and stop")(
+      "arguments", "", cxxopts::value<std::vector<std::string>>());
   options.parse_positional({"arguments"});
   const auto flags = options.parse(argc, argv);
   if (flags.count("help")) {
@@ -45,6 +47,10 @@ int run(int argc, char** argv) {
   const auto config = prulong::load_train_config(path, arguments);
   if (flags.count("show-config")) {
     std::fputs(prulong::to_yaml(config).c_str(), stdout);
+    return 0;
+  }
+  if (flags.count("memory")) {
+    std::fputs(prulong::memory_report(config).c_str(), stdout);
     return 0;
   }
   prulong::stop_on_signals();
