@@ -86,7 +86,8 @@ PRULONG_HOST_DEVICE bool needs_mask(Branch branch, Locality locality, Range posi
   if (branch == Branch::kComplement) {
     return keys.begin < locality.sink || positions.begin - last_key < locality.window;
   }
-  return last_key > positions.begin || (last_key >= locality.sink && last - keys.begin >= locality.window);
+  const int outside_sink = detail::greater(keys.begin, locality.sink);
+  return last_key > positions.begin || (last_key >= locality.sink && last - outside_sink >= locality.window);
 }
 
 /// Query positions below k_length that see any key of the block `keys` (not empty), as one range that may hold
