@@ -20,8 +20,18 @@ def _processor() -> str:
     return platform.processor()
 
 
+def _gpu() -> dict:
+    try:
+        query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+        return {"gpu": subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+
+
 def _commit() -> str:
-    """The commit of the code that ran; results and docs may differ from it."""
+    """The commit of the code that ran; results and docs may differ from it. PRULONG_COMMIT names it for a bare copy."""
+    if "PRULONG_COMMIT" in os.environ:
+        return os.environ["PRULONG_COMMIT"]
     def git(*arguments):
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     changed = git("status", "--porcelain", "--", ".", ":!docs", ":!README.md")
@@ -34,7 +44,7 @@ def provenance() -> dict:
     return {
         "command": shlex.join([Path(sys.argv[0]).resolve().relative_to(ROOT).as_posix(), *sys.argv[1:]]),
         "commit": _commit(),
-        "hardware": {"processor": _processor(), "threads": len(os.sched_getaffinity(0))},
+        "hardware": {"processor": _processor(), "threads": len(os.sched_getaffinity(0)), **_gpu()},
         "versions": {"python": platform.python_version(), **versions},
     }
 
@@ -43,4 +53,4 @@ def write(path: Path, figures: dict) -> None:
     """Writes provenance and figures as one JSON file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**provenance(), **figures}, indent=1) + "\n")
-    print(f"wrote {path.relative_to(ROOT)}")
+    print(f"wrote {path.resolve().relative_to(ROOT)}", flush=True)

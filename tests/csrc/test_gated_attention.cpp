@@ -44,7 +44,8 @@ at::Tensor reference(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
   for (size_t d = 0; d + 1 < bounds.size(); ++d) {
     const int64_t n = bounds[d + 1] - bounds[d];
     const auto part = [&](const at::Tensor& t) { return t.narrow(0, bounds[d], n); };
-    const at::Tensor i = at::arange(n).unsqueeze(1), j = at::arange(n).unsqueeze(0);
+    const at::Tensor i = at::arange(n, at::TensorOptions().device(q.device())).unsqueeze(1);
+    const at::Tensor j = i.t();
     const at::Tensor future = j.gt(i);
     const at::Tensor far = j.ge(sink).logical_and(i.sub(j).ge(window));
     const at::Tensor global = attend(part(q), part(k), part(v), future);
@@ -117,4 +118,40 @@ TEST_CASE("bad arguments are refused by name") {
                     ContainsSubstring("gate must lie in [0, 1], got 2 for key head 1"));
   CHECK_THROWS_WITH(prulong::masked_attention(q, k, k, gate, bounds_of({0, 10}), bounds_of({0, 10}), 10, 10, 1, 2, 1.0),
                     ContainsSubstring("masked_attention: is_global must be Bool"));
+}
+
+TEST_CASE("on a GPU both branches and their gradients stay close to double", "[cuda]") {
+  if (!at::globalContext().hasCUDA()) return;
+  const std::vector<std::vector<int32_t>> packs = {{0, 300}, {0, 1, 1, 90, 310}, {0, 2100}};
+  for (const auto& bounds : packs) {
+    for (const at::ScalarType dtype : {at::kBFloat16, at::kHalf, at::kFloat}) {
+      const int64_t tokens = bounds.back();
+      std::vector<at::Tensor> inputs = {at::randn({tokens, 8, 64}, kDouble), at::randn({tokens, 4, 64}, kDouble),
+                                        at::randn({tokens, 4, 64}, kDouble), at::tensor({0.4, 0.0, 1.0, 0.9}, kDouble)};
+      const at::Tensor dout = at::randn({tokens, 8, 64}, kDouble);
+      std::vector<at::Tensor> on_gpu, exact_inputs;
+      for (size_t i = 0; i < inputs.size(); ++i) {
+        const at::ScalarType type = i == 3 ? at::kFloat : dtype;
+        on_gpu.push_back(inputs[i].to(at::kCUDA, type).set_requires_grad(true));
+        exact_inputs.push_back(on_gpu.back().detach().to(at::kCUDA, at::kDouble).set_requires_grad(true));
+      }
+      const at::Tensor cu = bounds_of(bounds).to(at::kCUDA);
+      const at::Tensor out =
+          prulong::gated_attention(on_gpu[0], on_gpu[1], on_gpu[2], on_gpu[3], cu, tokens, 20, 50, 1 / std::sqrt(64.0));
+      const at::Tensor exact =
+          reference(exact_inputs[0], exact_inputs[1], exact_inputs[2], exact_inputs[3], bounds, 20, 50);
+      const at::Tensor gpu_dout = dout.to(at::kCUDA, dtype);
+      const auto ours = torch::autograd::grad({out}, on_gpu, {gpu_dout});
+      const auto theirs = torch::autograd::grad({exact}, exact_inputs, {gpu_dout.to(at::kDouble)});
+      const double allowed = dtype == at::kBFloat16 ? 1e-2 : dtype == at::kHalf ? 2e-3 : 1e-4;  // of the norm
+      const auto error = [](const at::Tensor& a, const at::Tensor& b) {
+        return a.to(at::kDouble).sub(b).norm().div(b.norm()).item<double>();
+      };
+      INFO(tokens << " tokens, " << c10::toString(dtype));
+      CHECK(error(out, exact) < allowed);
+      for (size_t i = 0; i < 3; ++i) CHECK(error(ours[i], theirs[i]) < allowed);
+      const at::Tensor fractional = exact_inputs[3].gt(0).logical_and(exact_inputs[3].lt(1));
+      CHECK(error(ours[3], theirs[3].mul(fractional)) < 2 * allowed);
+    }
+  }
 }

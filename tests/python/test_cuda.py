@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: MIT
+"""What only a GPU runs: the operators through PyTorch's attention libraries, and the programs on CUDA."""
+
+import json
+import subprocess
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    pytest.skip("no GPU", allow_module_level=True)
+
+from prulong.ops import gated_attention, masked_attention
+from test_ops import gates, make, reference, with_gradients
+
+# (cu_seqlens, query heads, key heads, head_dim, sink, window). One document of 2,048 and more tokens goes to cuDNN, the others
+# to flash attention; beyond window + 4,096 tokens the sink's part has several stretches.
+CASES = [
+    ([0, 2048], 8, 2, 64, 128, 512),
+    ([0, 2501], 4, 2, 128, 100, 301),
+    ([0, 5000], 4, 2, 64, 16, 128),
+    ([0, 0, 700, 701, 2800], 6, 3, 128, 16, 128),
+    ([0, 300], 4, 4, 64, 0, 1),
+    ([0, 1200], 4, 1, 128, 1, 1199),
+]
+
+
+@pytest.fixture(params=[True, False], ids=["cudnn", "flash"])
+def cudnn(request):
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(request.param)
+    yield request.param
+    torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_gated_attention_matches_the_reference(case, dtype, cudnn):
+    q, k, v, cu, longest, locality = make(case, dtype, "cuda")
+    dout = torch.randn(q.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64).to("cuda", dtype)
+    for gate in gates(case[2], dtype, "cuda"):
+        ours = with_gradients(lambda *x: gated_attention(*x, cu, longest, **locality), (q, k, v, gate), dout)
+        by_definition = lambda *x: reference(*x, case[0], **locality)  # noqa: E731
+        wide = [x.double() for x in (q, k, v, gate)]
+        exact = with_gradients(by_definition, wide, dout.double())
+        plain = with_gradients(by_definition, (q, k, v, gate), dout)
+        saturated = (gate == 0) | (gate == 1)
+        assert (ours[4][saturated] == 0).all()
+        ends = [by_definition(*wide[:3], torch.full_like(wide[3], end)) for end in (0.0, 1.0)]
+        noise = 3 * torch.finfo(dtype).eps * (dout.double() * (ends[1] - ends[0])).norm()  # of rounding delta
+        for name, a, b, c in zip(("out", "dq", "dk", "dv", "dgate"), ours, exact, plain):
+            if name == "dgate":
+                b, c = b * ~saturated, c * ~saturated
+                assert (a - b).abs().max() <= 2 * (c - b).abs().max() + noise + 1e-3, name
+                continue
+            assert a.isfinite().all(), name
+            assert (a - b).abs().max() <= 2 * (c - b).abs().max() + 1e-3 * (1 + b.abs().max()), name
+            assert (a - b).norm() <= max(2 * (c - b).norm(), (4e-3 if name == "out" else 1e-2) * b.norm()), name
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_masked_attention_matches_gated_attention(case, cudnn):
+    q, k, v, cu, longest, locality = make(case, torch.bfloat16, "cuda")
+    is_global = (torch.arange(case[2]) % 2 == 0).cuda()
+    want = gated_attention(q, k, v, is_global.float(), cu, longest, **locality)
+    out, lse = masked_attention(q, k, v, is_global, cu, cu, longest, longest, **locality)
+    assert torch.equal(out, want)
+    assert lse.isfinite().all()
+    last = min(77, longest)  # a chunk's queries alone
+    if len(case[0]) == 2:
+        cu_q = torch.tensor([0, last], dtype=torch.int32, device="cuda")
+        tail, tail_lse = masked_attention(q[-last:], k, v, is_global, cu_q, cu, last, longest, **locality)
+        torch.testing.assert_close(tail, out[-last:], rtol=2e-2, atol=2e-2)
+        torch.testing.assert_close(tail_lse, lse[:, -last:], rtol=0, atol=1e-3)
+
+
+def test_strides_do_not_matter(cudnn):
+    """Slices of a fused projection, and output gradients of several layouts one after another."""
+    torch.manual_seed(0)
+    fused = torch.randn(2304, 12, 64, device="cuda", dtype=torch.bfloat16)
+    q, k, v = fused[:, :8], fused[:, 8:10], fused[:, 10:]
+    cu = torch.tensor([0, 2304], dtype=torch.int32, device="cuda")
+    gate = torch.tensor([0.5, 1.0], device="cuda")
+    run = lambda *x: gated_attention(*x, cu, 2304, sink=16, window=128)  # noqa: E731
+    wide = torch.randn(2304, 8, 65, device="cuda", dtype=torch.bfloat16)
+    for dout in (wide[..., 1:], wide.permute(2, 1, 0)[:64].permute(2, 1, 0), wide[:, :, :64].transpose(0, 1).contiguous().transpose(0, 1)):
+        strided = [x.detach().requires_grad_() for x in (q, k, v, gate.clone())]
+        ours = torch.autograd.grad(run(*strided), strided, dout)
+        plain = with_gradients(run, [x.detach().contiguous() for x in strided], dout.contiguous())[1:]
+        for a, b in zip(ours, plain):
+            torch.testing.assert_close(a, b, rtol=3e-2, atol=3e-2)
+
+
+def test_memory_stays_linear(cudnn):
+    """At 16,384 tokens one score matrix of one head would be 512 MiB."""
+    q, k, v, cu, longest, locality = make(([0, 16384], 4, 2, 64, 128, 1024), torch.bfloat16, "cuda")
+    inputs = [x.requires_grad_() for x in (q, k, v, torch.tensor([0.5, 0.0], device="cuda"))]
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    gated_attention(*inputs, cu, longest, **locality).sum().backward()
+    assert torch.cuda.max_memory_allocated() - before < 400 << 20
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_training_on_cuda_follows_the_cpu(bin_folder, world, tmp_path, dtype):
+    losses = {}
+    for device, of in (("cpu", "float32"), ("cuda", dtype)):
+        config = tmp_path / f"{device}.yaml"
+        config.write_text(f"""
+model: {{path: {world}/model, device: {device}, dtype: {of}}}
+attention: {{sink: 4, window: 16}}
+sparsity: {{end: 0.5}}
+train: {{steps: 4, seq_len: 160, loss_chunk: 64, recompute: "on"}}
+data:
+  train: [{{type: recall, path: {world}/kit, tasks: [codes], statements: 2, questions: 2}}]
+  eval: [{{type: recall, path: {world}/kit, tasks: [codes], statements: 2, questions: 2}}]
+eval: {{sequences: 2}}
+run: {{dir: {tmp_path}/{device}}}
+""")
+        result = subprocess.run([bin_folder / "prulong-train", config], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        lines = [json.loads(line) for line in (tmp_path / device / "metrics.jsonl").read_text().splitlines()]
+        losses[device] = [x["loss_nats"] for x in lines if "loss_nats" in x]
+        losses[device] += [x["held_out"]["masked"]["loss_nats"] for x in lines if "held_out" in x]
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-3 if dtype == "float32" else 2e-2)
