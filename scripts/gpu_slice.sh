@@ -46,9 +46,9 @@ part_build() {
 
 # Programs choose the GPU where there is one, so the tests of CPU behaviour run with it hidden.
 part_tests() {
-    local jobs=() folder
-    for folder in csrc model trainer eval; do
-        check "cpp_$folder" 240 env OMP_NUM_THREADS=2 $bin/test_$folder & jobs+=($!)
+    local jobs=() program
+    for program in $bin/test_*; do
+        check "cpp_${program##*/test_}" 240 env OMP_NUM_THREADS=2 "$program" & jobs+=($!)
     done
     check python_ops 280 env OMP_NUM_THREADS=2 "$python" -m pytest -q -n 4 tests/python/test_ops.py tests/python/test_cuda.py &
     jobs+=($!)
