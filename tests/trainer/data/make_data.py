@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Writes what scripts/prepare_data.py writes, with a tiny tokenizer made here: DIR/{model,kit,tokens}, and DIR/vocab.txt
+"""Writes what scripts/prepare_data.py writes, with a tiny tokenizer made here: DIR/{model,kit,tokens,mds}, and DIR/vocab.txt
 with the bytes of each token in hexadecimal, one a line. The C++ tests read it back."""
 
 import json
@@ -40,6 +40,8 @@ def main(folder: Path) -> None:
                     "--eval-prose", str(folder / "eval.txt")], check=True, stdout=subprocess.DEVNULL)
     subprocess.run([*prepare, "text", *model, "--out", str(folder / "tokens"), "--split", "block",
                     str(folder / "train.txt")], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*prepare, "text", *model, "--out", str(folder / "mds"), "--split", "block", "--format", "mds",
+                    "--sample-tokens", "512", str(folder / "train.txt")], check=True, stdout=subprocess.DEVNULL)
     vocab_size = json.loads((folder / "kit" / "kit.json").read_text())["vocab_size"]
     # Token by token: a lone byte of a longer character decodes to a mark, which the ASCII text never needs.
     lines = [tokenizer.decode([i], skip_special_tokens=False).encode().hex() for i in range(vocab_size)]

@@ -10,6 +10,7 @@
 
 #include "tests/support/catch.h"
 #include "tests/trainer/data/data_files.h"
+#include "trainer/data/mds.h"
 #include "trainer/data/recall.h"
 #include "trainer/data/token_folder.h"
 
@@ -151,6 +152,22 @@ TEST_CASE("an epoch of prepared text is its paragraphs, each once") {
   }
   CHECK(found.size() > 20);
   CHECK((found == expected));
+}
+
+TEST_CASE("prepared shards hold what a prepared token folder holds") {
+  const auto text = read_file(prepared().path("tokens") / "data.json");
+  const int64_t total = std::stoll(text.substr(text.find("\"tokens\": ") + 10));
+  const auto shards = open_mds({prepared().path("mds"), {}, 400}, 512, 1);
+  std::vector<int32_t> in_shards,
+      in_folder = open_token_folder(prepared().path("tokens"), total, 1)->sequence(0).tokens;
+  for (int64_t n = 0; n <= total / 512; ++n) {
+    const std::vector<int32_t> tokens = shards->sequence(n).tokens;
+    in_shards.insert(in_shards.end(), tokens.begin(), tokens.end());
+  }
+  in_shards.resize(static_cast<size_t>(total));
+  std::sort(in_shards.begin(), in_shards.end());
+  std::sort(in_folder.begin(), in_folder.end());
+  CHECK(in_shards == in_folder);
 }
 
 }  // namespace

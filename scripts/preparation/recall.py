@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: MIT
+"""Recall kits: the pieces from which prulong composes synthetic long-range recall."""
+
+import argparse
+import json
+import random
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from preparation.shared import VERSION, DataError, load_tokenizer, new_folder, read_text, sha256_of, token_dtype, up_to_date
+
+# A statement is before + adjective + noun + middle + value + after; a question repeats it. A list of statements starts
+# with intro and ends with outro, the questions start with ask. Every part starts where any tokenizer splits anyway.
+TEMPLATES = {
+    "codes": {"before": " The secret code of the", "middle": " is", "after": "."},
+    "passkey": {"before": " The passkey is", "after": ". Remember it."},
+    "key_values": {"intro": " The list", "before": "\n-", "middle": ":", "outro": "\n", "ask": " The list again"},
+}
+VALUES = {"codes": "codes", "passkey": "passkeys", "key_values": "nouns"}
+PARTS = ("intro", "before", "middle", "after", "outro", "ask")
+
+
+@dataclass
+class Pieces:
+    """Texts and their tokens, in the order of the kit's arrays; lists[split][name] = [first, count]."""
+    tokenizer: Tokenizer
+    texts: list[str] = field(default_factory=list)
+    tokens: list[list[int]] = field(default_factory=list)
+    lists: dict[str, dict[str, list[int]]] = field(default_factory=lambda: {"train": {}, "eval": {}})
+
+    def add(self, split: str, name: str, texts: list[str]) -> None:
+        self.lists[split][name] = [len(self.texts), len(texts)]
+        self.texts += texts
+        self.tokens += tokenize_in_context(self.tokenizer, texts)
+
+
+def tokenize_in_context(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """Tokens of each text as they are in the middle of a longer one: some tokenizers add a space at the very start."""
+    anchors = ["a." if text.startswith(" ") else "a" for text in texts]
+    heads = {anchor: tokenizer.encode(anchor, add_special_tokens=False).ids for anchor in set(anchors)}
+    encodings = tokenizer.encode_batch_fast([a + t for a, t in zip(anchors, texts)], add_special_tokens=False)
+    result = []
+    for anchor, text, encoding in zip(anchors, texts, encodings):
+        head = heads[anchor]
+        if encoding.ids[:len(head)] != head:
+            raise DataError(f"this tokenizer joins {text!r} with the text before it; recall samples cannot be composed with it")
+        result.append(encoding.ids[len(head):])
+    return result
+
+
+def prefix_of(tokenizer: Tokenizer) -> list[int]:
+    """What the tokenizer puts before a text, such as a beginning-of-text token."""
+    plain, full = tokenizer.encode("a", add_special_tokens=False).ids, tokenizer.encode("a").ids
+    for start in range(len(full) - len(plain) + 1):
+        if full[start:start + len(plain)] == plain:
+            return full[:start]
+    return []
+
+
+def sentences_of(path: Path) -> list[str]:
+    """The sentences of a text, each with a leading space, so that they join to flowing prose."""
+    text = " ".join(read_text(path).split())
+    # Not after titles and initials: a statement there would tear the sentence.
+    ends = re.finditer(r"(?<!\bMr)(?<!\bMrs)(?<!\bDr)(?<!\bSt)(?<!\b[A-Z])[.!?][\"')]*(?= [\"'(]*[A-Z])", text)
+    cuts = [0, *(match.end() for match in ends), len(text)]
+    sentences = [text[a:b].strip() for a, b in zip(cuts, cuts[1:])]
+    return [" " + sentence for sentence in sentences if sentence]
+
+
+def words_of(path: Path) -> list[str]:
+    words = list(dict.fromkeys(read_text(path).split()))
+    bad = next((word for word in words if not re.fullmatch(r"[^\W\d_]+", word)), None)
+    if bad is not None:
+        raise DataError(f"{path}: {bad!r} is not a word; one word of letters a line is expected")
+    return [" " + word for word in words]
+
+
+def add_split_texts(pieces: Pieces, name: str, train: list[str], held_out: list[str], source: str) -> None:
+    """Adds both splits; what training has is dropped from evaluation."""
+    seen = set(train)
+    held_out = [text for text in held_out if text not in seen]
+    for split, texts in (("train", train), ("eval", held_out)):
+        if len(texts) < 2:
+            raise DataError(f"{source}: the {split} split has {len(texts)} {name}, at least 2 needed (a piece of both "
+                            "splits counts for train alone)")
+        pieces.add(split, name, texts)
+
+
+def add_numbers(pieces: Pieces, name: str, digits: int, train: int, held_out: int) -> None:
+    numbers = random.Random(name).sample(range(10 ** (digits - 1), 10 ** digits), train + held_out)
+    texts = [f" {number}" for number in numbers]
+    add_split_texts(pieces, name, texts[:train], texts[train:], "numbers")
+
+
+def sample_pieces(pieces: Pieces, split: str, task: str, parts: dict, rng: random.Random) -> list[tuple[str, list[int]]]:
+    """(text, tokens) of a small sample as prulong composes it: prose, a statement or a list of them, prose, questions."""
+    def pick(name: str, count: int) -> list[tuple[str, list[int]]]:
+        first, size = pieces.lists[split][name]
+        return [(pieces.texts[i], pieces.tokens[i]) for i in rng.sample(range(first, first + size), min(count, size))]
+
+    statements = []
+    for value in pick(VALUES[task], 2):
+        name = [] if task == "passkey" else pick("adjectives", 1) + pick("nouns", 1)
+        statements += [parts["before"], *name, parts["middle"], value, parts["after"]]
+    return [*pick("prose", 2), parts["intro"], *statements, parts["outro"], *pick("prose", 2), parts["ask"], *statements]
+
+
+def check_composition(pieces: Pieces, templates: dict, samples: int = 50) -> None:
+    """Composed tokens must be those of the composed text: else the model would read another text than people do."""
+    rng = random.Random(0)
+    for index in range(samples * len(templates) * 2):
+        task, split = list(templates)[index % len(templates)], ("train", "eval")[index // len(templates) % 2]
+        sample = sample_pieces(pieces, split, task, templates[task], rng)
+        text = "".join(part[0] for part in sample)
+        ids = [token for part in sample for token in part[1]]
+        decoded = pieces.tokenizer.decode(ids, skip_special_tokens=False)
+        if decoded.strip() != text.strip():
+            raise DataError(f"this tokenizer changes the text: {text[:60]!r} became {decoded[:60]!r}")
+        if tokenize_in_context(pieces.tokenizer, [text])[0] != ids:
+            raise DataError(f"this tokenizer joins pieces of a {task} sample; recall samples cannot be composed with it")
+
+
+def prepare_recall(args: argparse.Namespace) -> None:
+    tokenizer, record, vocab_size = load_tokenizer(args.tokenizer)
+    words = {kind: [args.words / f"{kind}.{split}.txt" for split in ("train", "eval")] for kind in ("adjectives", "nouns")}
+    files = [args.train_prose, args.eval_prose, *words["adjectives"], *words["nouns"]]
+    for path in files:
+        if not path.is_file():
+            raise DataError(f"{path}: no such file")
+    # The script is an input too: its templates and its splitting decide what the kit holds.
+    inputs = {"tokenizer": record["sha256"], "script": sha256_of(Path(__file__)),
+              "sources": [{"name": p.name, "bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in files]}
+    if up_to_date(args.out, "kit.json", inputs, args.overwrite):
+        print(f"{args.out}: up to date")
+        return
+    pieces = Pieces(tokenizer)
+    add_split_texts(pieces, "prose", sentences_of(args.train_prose), sentences_of(args.eval_prose), str(args.eval_prose))
+    for kind, (train, held_out) in words.items():
+        add_split_texts(pieces, kind, words_of(train), words_of(held_out), str(held_out))
+    add_numbers(pieces, "codes", 5, 16384, 4096)
+    add_numbers(pieces, "passkeys", 7, 4096, 1024)
+    templates = {}
+    for task, texts in TEMPLATES.items():
+        used = [texts.get(part, "") for part in PARTS]
+        ids = tokenize_in_context(tokenizer, used)
+        templates[task] = {part: (text, tokens) for part, text, tokens in zip(PARTS, used, ids)}
+    check_composition(pieces, templates)
+
+    with new_folder(args.out) as work:
+        tokens = np.asarray([token for piece in pieces.tokens for token in piece], dtype=token_dtype(vocab_size))
+        np.save(work / "tokens.npy", tokens)
+        np.save(work / "offsets.npy", np.cumsum([0] + [len(piece) for piece in pieces.tokens], dtype="<i8"))
+        kit = {"format": "prulong-recall-kit", "version": VERSION, "tokenizer": record, "vocab_size": vocab_size,
+               "tokens": len(tokens), "pieces": len(pieces.tokens), "inputs": inputs,
+               "sha256": {name: sha256_of(work / name) for name in ("tokens.npy", "offsets.npy")},
+               "prefix": prefix_of(tokenizer), "lists": pieces.lists,
+               "templates": {t: {part: value[1] for part, value in parts.items()} for t, parts in templates.items()}}
+        (work / "kit.json").write_text(json.dumps(kit, indent=1) + "\n")
+    print(f"{args.out}: {len(tokens):,} tokens in {len(pieces.tokens):,} pieces")
