@@ -35,11 +35,12 @@ PRULONG_DEVICE int shuffle(int value, int lane PRULONG_SITE);
 PRULONG_DEVICE bool any(bool value PRULONG_SITE);
 
 /// Register budget of the calling warpgroup's threads from here on: 24 to 240, a multiple of 8. Every warp of the
-/// warpgroup calls; the sum over the CTA's warpgroups may not exceed 65,536 registers.
+/// warpgroup calls; what some warpgroups take others must have given, out of the registers that the CTA was launched
+/// with: 65,536 / threads each, rounded down to a multiple of 8.
 template <int kRegisters>
-PRULONG_DEVICE void increase_registers();
+PRULONG_DEVICE void increase_registers(PRULONG_SITE_ONLY);
 template <int kRegisters>
-PRULONG_DEVICE void decrease_registers();
+PRULONG_DEVICE void decrease_registers(PRULONG_SITE_ONLY);
 
 #if PRULONG_ON_DEVICE
 extern __shared__ __align__(1024) unsigned char dynamic_shared_memory[];
@@ -78,15 +79,15 @@ PRULONG_DEVICE void decrease_registers() {
 }
 #else
 namespace emulation {
-void set_registers(int registers);
+void set_registers(int registers, bool increase, Site site);
 }
 template <int kRegisters>
-void increase_registers() {
-  emulation::set_registers(kRegisters);
+void increase_registers(Site site) {
+  emulation::set_registers(kRegisters, true, site);
 }
 template <int kRegisters>
-void decrease_registers() {
-  emulation::set_registers(kRegisters);
+void decrease_registers(Site site) {
+  emulation::set_registers(kRegisters, false, site);
 }
 #endif
 

@@ -166,6 +166,7 @@ void wait(Shared address, int parity, Site site) {
     machine->block(emulation::Thread::Wait::kBarrier, site, address, phase);
     barrier.waiting.erase(std::find(barrier.waiting.begin(), barrier.waiting.end(), running));
   }
+  barrier.waited = barrier.phase;
   running->own().join(barrier.completed);
 }
 

@@ -66,6 +66,8 @@ void load(Shared to, int64_t bytes, Shared barrier_address, const char* name, Si
   block.shared.set_in_flight(to, size, true);
   std::memset(block.shared.at(to), 0xff, size);  // NaN of every type
   barrier.loads.push_back(site);
+  barrier.loaded = barrier.phase + 1;
+  barrier.load_site = site;
   machine->counters.bytes_loaded += bytes;
   machine->later([&block, &barrier, &thread, to, bytes, size, site, copy = std::move(copy)] {
     copy();

@@ -34,8 +34,10 @@ struct MemoryBarrier {
   int64_t bytes = 0;  // expected minus arrived
   uint32_t phase = 0;
   Knowledge arriving, completed;
-  uint32_t column = 0;  // of its bulk loads: those of phase p have clock p + 1
-  bool fenced = false;  // fence_barrier_init
+  uint32_t column = 0;              // of its bulk loads: those of phase p have clock p + 1
+  bool fenced = false;              // fence_barrier_init
+  uint32_t loaded = 0, waited = 0;  // the latest phases, plus 1, that a load was issued for and that a thread saw end
+  Site load_site = {};
   const Thread* initialiser = nullptr;
   uint32_t init_clock = 0;
   Site site = {};                // of its initialisation
@@ -83,7 +85,8 @@ struct Warpgroup {
   bool running = false;  // an event is pending that runs the next product
   std::vector<Thread*> waiting;
   int registers = 0;  // per thread; 0: as launched
-  int registers_arrived = 0;
+  int register_calls = 0;
+  Site register_site = {};
   // What all threads knew at the last product, and by whose knowledge.
   std::array<std::shared_ptr<Knowledge>, kWarpgroupThreads> last_knows = {};
   Knowledge common;
@@ -227,6 +230,11 @@ extern thread_local Thread* running;
 MemoryBarrier& barrier_at(Shared address, const char* name, Site site);
 /// Counts `bytes` off the barrier's phase, and completes it if nothing is missing. On behalf of `thread`.
 void complete_bytes(MemoryBarrier& barrier, int64_t bytes, Site site, const Thread& thread);
+
+/// The warpgroup of a thread, in a block that has some.
+Warpgroup& warpgroup_of(const Thread& thread, const char* name, Site site);
+/// Registers per thread at launch.
+int launched_registers(int threads);
 
 /// Stops until all lanes of the running warp have called, then returns this lane's result. `complete` computes `out`
 /// from `in` and `address` once.

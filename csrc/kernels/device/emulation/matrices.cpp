@@ -163,11 +163,6 @@ void schedule(Block& block, Warpgroup& group) {
   });
 }
 
-Warpgroup& warpgroup(Site site) {
-  if (running->warpgroup == nullptr) machine->fail("multiply: the block is no multiple of 128 threads", site);
-  return *running->warpgroup;
-}
-
 void use(FragmentView fragment, const char* what, Site site) {
   if (fragment.state->phase == FragmentState::Phase::kIdle) {
     machine->fail(std::string("multiply: no begin_matrices since the last ordinary access to ") + what, site);
@@ -176,7 +171,7 @@ void use(FragmentView fragment, const char* what, Site site) {
 
 void multiply(const Product& call, FragmentView d, Site site) {
   Thread& thread = *running;
-  Warpgroup& group = warpgroup(site);
+  Warpgroup& group = warpgroup_of(thread, "multiply", site);
   use(d, "the accumulator", site);
   const int64_t index = thread.products - group.first_product;
   if (index == static_cast<int64_t>(group.products.size())) group.products.push_back(call);
@@ -241,7 +236,7 @@ void multiply(ElementType type, int columns, FragmentView d, FragmentView a, con
 
 void wait_matrices(int pending, const FragmentView* fragments, size_t count) {
   Thread& thread = *running;
-  Warpgroup& group = warpgroup({"", 0});
+  Warpgroup& group = warpgroup_of(thread, "wait_matrices", {"", 0});
   const int64_t end = std::max<int64_t>(thread.groups - pending, 0);
   const Site site = thread.groups > 0 ? group.groups[static_cast<size_t>(thread.groups - 1)].site : Site{"", 0};
   while (group.completed_groups < end) {
@@ -268,7 +263,7 @@ void wait_matrices(int pending, const FragmentView* fragments, size_t count) {
 
 void commit_matrices(Site site) {
   emulation::Thread& thread = *emulation::running;
-  emulation::Warpgroup& group = emulation::warpgroup(site);
+  emulation::Warpgroup& group = emulation::warpgroup_of(thread, "commit_matrices", site);
   const auto index = static_cast<size_t>(thread.groups++);
   if (index == group.groups.size()) group.groups.push_back({site, thread.products});
   emulation::Warpgroup::Group& own = group.groups[index];

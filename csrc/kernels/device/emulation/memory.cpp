@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "csrc/kernels/device/memory.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "csrc/kernels/device/arithmetic.h"
@@ -144,14 +145,35 @@ Word4 call_together(const char* name, Site site, Shared address, Word4 in, void 
   return call.out[lane];
 }
 
-void set_registers(int registers) {
+int launched_registers(int threads) { return std::min(65536 / threads / 8 * 8, 248); }
+
+void set_registers(int registers, bool increase, Site site) {
+  const char* name = increase ? "increase_registers" : "decrease_registers";
   if (registers < 24 || registers > 240 || registers % 8 != 0) {
-    machine->fail(std::to_string(registers) + " registers: expected a multiple of 8 from 24 to 240", {"", 0});
+    machine->fail(std::string(name) + ": expected a multiple of 8 from 24 to 240, not " + std::to_string(registers),
+                  site);
   }
-  Warpgroup* group = running->warpgroup;
-  if (group == nullptr) machine->fail("registers are set by whole warpgroups", {"", 0});
-  if (group->registers_arrived++ % kWarpgroupThreads == 0) group->registers = registers;
-  if (group->registers != registers) machine->fail("a warpgroup's threads set different numbers of registers", {"", 0});
+  Warpgroup& group = warpgroup_of(*running, name, site);
+  if (group.register_calls++ % kWarpgroupThreads == 0) {
+    const int before = group.registers != 0 ? group.registers : launched_registers(machine->options.threads);
+    if (increase ? registers < before : registers > before) {
+      machine->fail(std::string(name) + ": from " + std::to_string(before) + " to " + std::to_string(registers), site);
+    }
+    group.registers = registers;
+    group.register_site = site;
+  }
+  if (group.registers != registers) {
+    machine->fail(std::string(name) + ": the warpgroup's other threads set " + std::to_string(group.registers) +
+                      " registers at " + text(group.register_site),
+                  site);
+  }
+}
+
+Warpgroup& warpgroup_of(const Thread& thread, const char* name, Site site) {
+  if (thread.warpgroup == nullptr) {
+    machine->fail(std::string(name) + ": the block is no multiple of 128 threads", site);
+  }
+  return *thread.warpgroup;
 }
 }  // namespace emulation
 

@@ -31,6 +31,12 @@ void Machine::check_end() {
         fail(name + " out of balance by " + std::to_string(barrier.bytes) + " expected bytes", barrier.site, &first);
       }
     }
+    for (const auto& [address, barrier] : block.barriers) {
+      if (barrier.loaded > barrier.waited) {
+        fail("the kernel ends without waiting for a load on barrier " + hexadecimal(address), barrier.load_site,
+             &first);
+      }
+    }
     for (size_t number = 0; number < block.named.size(); ++number) {
       const NamedBarrier& barrier = block.named[number];
       if (barrier.threads != 0) {
@@ -40,17 +46,19 @@ void Machine::check_end() {
       }
     }
     int registers = 0;
-    bool set = false;
+    const Warpgroup* last = nullptr;
     for (const Warpgroup& group : block.warpgroups) {
-      set = set || group.registers != 0;
-      if (group.registers_arrived % kWarpgroupThreads != 0) {
-        fail("not every thread of a warpgroup set its register budget", {"", 0}, &first);
+      if (group.register_calls % kWarpgroupThreads != 0) {
+        fail("not every thread of a warpgroup has set its registers", group.register_site, &first);
       }
-      const int launched = std::min(65536 / options.threads / 8 * 8, 248);
-      registers += (group.registers != 0 ? group.registers : launched) * kWarpgroupThreads;
+      if (group.registers != 0) last = &group;
+      registers += group.registers != 0 ? group.registers : launched_registers(options.threads);
     }
-    if (set && registers > 65536) {
-      fail("the warpgroups' registers add up to " + std::to_string(registers) + ", more than 65,536", {"", 0}, &first);
+    const int launched = launched_registers(options.threads) * static_cast<int>(block.warpgroups.size());
+    if (last != nullptr && registers > launched) {
+      fail("the warpgroups' registers per thread add up to " + std::to_string(registers) + ", " +
+               std::to_string(launched) + " were launched",
+           last->register_site, &first);
     }
   }
 }
