@@ -27,7 +27,7 @@ inline bool fits_tensor_map(const PackedTensor& t) {
 }
 
 /// The map of a tensor with boxes of 64 columns and `box_rows` <= 256 rows, for device/copy.h. Returns null, or what is
-/// wrong. In CUDA sources the driver's map, elsewhere the emulation's.
+/// wrong. Defined for CUDA sources; tests of the emulation define their own.
 const char* make_tensor_map(const PackedTensor& tensor, int box_rows, device::TensorMap* map);
 
 }  // namespace prulong::kernels
