@@ -164,6 +164,31 @@ def test_masks_apply_to_transformers_models(family, tmp_path):
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gates_and_weights_train(family, bin_folder, world, tmp_path):
+    write_checkpoint(tmp_path / "model", family, vocab_size=400)
+    (tmp_path / "train.yaml").write_text(f"""
+model: {{path: {tmp_path}/model, dtype: float32}}
+attention: {{sink: 4, window: 16}}
+gates: {{init_mean: 0}}
+optimizer: {{lr_gates: 0.5, lr_weights: 0.01}}
+train: {{mode: both, steps: 4, seq_len: 96, recompute: on}}
+data: {{train: [{{type: tokens, path: {world}/tokens}}]}}
+run: {{dir: {tmp_path}/run}}
+""")
+    done = subprocess.run([bin_folder / "prulong-train", tmp_path / "train.yaml"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert prulong.Pattern.load(tmp_path / "run").model.type == family
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("model", "run/model"))
+    assert before.keys() == after.keys()
+    assert not [name for name in before if torch.equal(before[name], after[name])]
+    losses = [json.loads(line)["loss_nats"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0]
+    packed = documents(40, 7)
+    found, _ = run_program(tmp_path / "run" / "model", tmp_path / "out", packed)
+    torch.testing.assert_close(found["logits"], reference_logits(tmp_path / "run" / "model", packed), rtol=0, atol=1e-4)
+
+
 def test_duo_attention_folder_of_mistral(bin_folder, tmp_path):
     """The layout of DuoAttention's published patterns: a table of bf16 scores and the options of their training."""
     write_checkpoint(tmp_path / "model", "mistral")

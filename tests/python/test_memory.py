@@ -9,7 +9,8 @@ import torch
 import transformers
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "llama3.1-8b.yaml"
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "configs" / "llama3.1-8b.yaml"
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 8192}
 MODELS = {
@@ -51,6 +52,10 @@ def test_large_models_from_their_config_alone(name, bin_folder, tmp_path):
         parts = sum(figures[row][column] for row in ("weights", "activations", "loss or one layer, the larger"))
         assert figures["in all, about"][column] == pytest.approx(parts, abs=0.03)
     assert figures["in all, about"][1] < 75  # one 80 GB GPU, as configs/llama3.1-8b.yaml says
+    if name.startswith("Llama"):
+        claim = f"answers {figures['in all, about'][1]:.0f} GiB with layers computed again in the backward pass "
+        kept = f"({figures['activations'][1]:.0f} GiB of activations; {figures['activations'][0]:.0f} GiB without)"
+        assert claim + kept in (ROOT / "README.md").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["models"]  # no run was begun
 
 
