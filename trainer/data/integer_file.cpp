@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "trainer/data/integer_file.h"
 
-#include <algorithm>
 #include <bit>
 #include <cstring>
-#include <limits>
 #include <type_traits>
 
 #include "model/error.h"
@@ -68,18 +66,22 @@ int64_t append_tokens(IntegerType type, const std::byte* data, int64_t count, in
   int32_t* const out = tokens.data() + start;
   return with_type(type, [&](auto sample) -> int64_t {
     using Value = decltype(sample);
-    using Unsigned = std::make_unsigned_t<Value>;  // negative values become larger than any vocabulary
-    const auto last = static_cast<Unsigned>(
-        std::min(static_cast<uint64_t>(vocab_size - 1), uint64_t{std::numeric_limits<Unsigned>::max()}));
-    bool good = true;  // one flag for all, so that the loop has no branch
+    using Wide = std::conditional_t<sizeof(Value) == 2, uint32_t, uint64_t>;
+    constexpr Wide kSign = Wide{1} << (8 * sizeof(Wide) - 1);
+    const auto last = static_cast<Wide>(vocab_size - 1);
+    // The sign of a value, or of its distance to the last allowed one: arithmetic that becomes vector code.
+    const auto outside = [&](int64_t i) {
+      const auto wide = static_cast<Wide>(load<Value>(data + i * static_cast<int64_t>(sizeof(Value))));
+      return wide | (last - wide);
+    };
+    Wide signs = 0;
     for (int64_t i = 0; i < count; ++i) {
-      const auto value = load<Value>(data + i * static_cast<int64_t>(sizeof(Value)));
-      out[i] = static_cast<int32_t>(value);
-      good &= static_cast<Unsigned>(value) <= last;
+      out[i] = static_cast<int32_t>(load<Value>(data + i * static_cast<int64_t>(sizeof(Value))));
+      signs |= outside(i);
     }
-    if (good) return -1;
+    if ((signs & kSign) == 0) return -1;
     int64_t bad = 0;
-    while (static_cast<Unsigned>(load<Value>(data + bad * static_cast<int64_t>(sizeof(Value)))) <= last) ++bad;
+    while ((outside(bad) & kSign) == 0) ++bad;
     return bad;
   });
 }
