@@ -11,7 +11,8 @@ fail() { printf '[setup] error: %s\n' "$*" >&2; exit 1; }
 
 # --- 1. System packages ------------------------------------------------------------------------------------------------
 packages=(g++ cmake ninja-build ccache git python3 python3-venv lld
-          catch2 libcxxopts-dev libspdlog-dev libssl-dev libxxhash-dev libyaml-cpp-dev libzstd-dev nlohmann-json3-dev)
+          catch2 libboost-context-dev libcxxopts-dev libspdlog-dev libssl-dev libxxhash-dev libyaml-cpp-dev libzstd-dev
+          nlohmann-json3-dev)
 missing=()
 for package in "${packages[@]}"; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")

@@ -13,6 +13,22 @@ namespace {
 constexpr size_t kStackBytes = 128 * 1024;
 constexpr int kMaxIdlePolls = 10000;
 
+/// Stacks with a guard page, kept for later fibers: making one takes two system calls.
+struct Stacks {
+  using traits_type = boost::context::stack_traits;
+  boost::context::stack_context allocate() {
+    if (kept().empty()) return boost::context::protected_fixedsize_stack(kStackBytes).allocate();
+    const boost::context::stack_context stack = kept().back();
+    kept().pop_back();
+    return stack;
+  }
+  void deallocate(boost::context::stack_context& stack) { kept().push_back(stack); }
+  static std::vector<boost::context::stack_context>& kept() {
+    static std::vector<boost::context::stack_context> stacks;
+    return stacks;
+  }
+};
+
 // Column 0 .. threads - 1, then one per warpgroup.
 uint32_t first_columns(const LaunchOptions& options) {
   return static_cast<uint32_t>(options.threads + options.threads / kWarpgroupThreads);
@@ -75,20 +91,20 @@ Machine::Machine(const LaunchOptions& launch, const GlobalMemory& memory, const 
 }
 
 void Machine::start_thread(Thread& thread) {
-  thread.fiber = boost::context::fiber(std::allocator_arg, boost::context::protected_fixedsize_stack(kStackBytes),
-                                       [this, &thread](boost::context::fiber&& scheduler) {
-                                         thread.scheduler = std::move(scheduler);
-                                         try {
-                                           kernel_();
-                                           finish_thread(thread);
-                                         } catch (const boost::context::detail::forced_unwind&) {
-                                           throw;
-                                         } catch (...) {
-                                           if (!error_) error_ = std::current_exception();
-                                         }
-                                         thread.state = Thread::State::kDone;
-                                         return std::move(thread.scheduler);
-                                       });
+  thread.fiber =
+      boost::context::fiber(std::allocator_arg, Stacks(), [this, &thread](boost::context::fiber&& scheduler) {
+        thread.scheduler = std::move(scheduler);
+        try {
+          kernel_();
+          finish_thread(thread);
+        } catch (const boost::context::detail::forced_unwind&) {
+          throw;
+        } catch (...) {
+          if (!error_) error_ = std::current_exception();
+        }
+        thread.state = Thread::State::kDone;
+        return std::move(thread.scheduler);
+      });
 }
 
 Counters Machine::run() {
