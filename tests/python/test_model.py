@@ -104,7 +104,7 @@ def test_smollm2_matches_transformers_and_loads_fast(tmp_path):
     found, printed = run_program(SMOLLM2, tmp_path / "out", documents)
     torch.testing.assert_close(found["logits"], reference_logits(SMOLLM2, documents), rtol=0, atol=1e-4)
     assert tokenizer.decode(found["greedy"][len(documents[0]) - 1]).strip() == "Paris"
-    for dtype in ("float32", "bfloat16"):  # the file is in the cache now; the best of three, other work may share the machine
+    for dtype in ("float32", "bfloat16"):  # the file is in the cache now; the best of three
         times = [run_program(SMOLLM2, tmp_path / "out", [[1]], dtype)[1] for _ in range(3)]
         assert min(float(line.split()[1]) for line in times) <= 1.0
 
