@@ -25,7 +25,7 @@ RECALL KIT
     prefix       the tokens that the tokenizer puts before a text (none, or the beginning-of-text token)
     templates    task -> the tokens of its fixed parts (the table TEMPLATES of scripts/preparation/recall.py)
     lists        split (train, eval) -> list -> [first piece, number of pieces]. Lists: prose (sentences in order),
-                 adjectives, nouns, codes (5 digits), passkeys (7 digits). No piece is in both splits.
+                 adjectives, nouns, codes (5 digits), passkeys (7), labels (2). No piece is in both splits.
 """
 
 import argparse

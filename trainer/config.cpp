@@ -24,7 +24,7 @@ constexpr std::array<Names, 3> kRecompute = {"auto", "on", "off"};
 constexpr std::array<Names, 2> kResume = {"auto", "never"};
 constexpr std::array<Names, 5> kSourceTypes = {"tokens", "mds", "npy", "raw", "recall"};
 constexpr std::array<Names, 5> kTokenTypes = {"unknown", "uint16", "uint32", "int32", "int64"};
-constexpr std::array<Names, 3> kRecallTasks = {"codes", "key_values", "passkey"};
+constexpr std::array<Names, 5> kRecallTasks = {"codes", "key_values", "passkey", "multi_values", "labels"};
 
 // Token positions are 32-bit; steps and micro-steps key 32-bit counters.
 constexpr int64_t kMaxTokens = int64_t{1} << 30;
@@ -152,9 +152,10 @@ void visit_options(ConfigVisitor& v, SourceOptions& o) {
   });
   v.when(o.type == SourceType::kRecall, "type: recall", [&] {
     v.choices(o.tasks, {"tasks", "what is to be recalled; drawn at random when several"}, kRecallTasks);
-    v.integer(o.statements, {"statements", "facts scattered over a sequence (passkey: always 1)"}, 1, 1 << 16);
-    v.integer(o.questions, {"questions", "how many of them the end of a sequence asks for (passkey: always 1)"}, 1,
+    v.integer(o.statements, {"statements", "facts in a sequence (passkey: always 1; multi_values: four a name)"}, 1,
               1 << 16);
+    v.integer(o.questions, {"questions", "questions at its end (passkey: always 1; multi_values: at most one a name)"},
+              1, 1 << 16);
     v.integer(o.seed, {"seed", "of the tasks"}, 0, kMaxSeed);
   });
 }

@@ -27,7 +27,7 @@ enum class Recompute { kAuto, kOn, kOff };
 enum class Resume { kAuto, kNever };
 enum class SourceType { kTokens, kMds, kNpy, kRaw, kRecall };
 enum class TokenType { kUnknown, kUint16, kUint32, kInt32, kInt64 };
-enum class RecallTask { kCodes, kKeyValues, kPasskey };
+enum class RecallTask { kCodes, kKeyValues, kPasskey, kMultiValues, kLabels };
 
 /// As in a file: "codes".
 std::string_view name_of(RecallTask task);

@@ -11,17 +11,31 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from preparation.shared import VERSION, DataError, load_tokenizer, new_folder, read_text, sha256_of, token_dtype, up_to_date
+from preparation.shared import DataError, load_tokenizer, new_folder, read_text, sha256_of, token_dtype, up_to_date
 
-# A statement is before + adjective + noun + middle + value + after; a question repeats it. A list of statements starts
-# with intro and ends with outro, the questions start with ask. Every part starts where any tokenizer splits anyway.
+VERSION = 2
+# A statement is before + adjective + noun + middle + value + after. A list of statements starts with intro and ends with
+# outro, the questions start with ask. A question is question_before + adjective + noun + question_middle + values with
+# separator between them + question_after; parts of it that are not given are those of the statement. Every part starts
+# where any tokenizer splits anyway.
 TEMPLATES = {
     "codes": {"before": " The secret code of the", "middle": " is", "after": "."},
     "passkey": {"before": " The passkey is", "after": ". Remember it."},
     "key_values": {"intro": " The list", "before": "\n-", "middle": ":", "outro": "\n", "ask": " The list again"},
+    "multi_values": {"before": " One of the numbers of the", "middle": " is", "after": ".",
+                     "question_before": " The numbers of the", "question_middle": " are", "separator": ","},
+    "labels": {"intro": " The labels", "before": "\n-", "middle": ":", "outro": "\n", "ask": " More of them"},
 }
-VALUES = {"codes": "codes", "passkey": "passkeys", "key_values": "nouns"}
-PARTS = ("intro", "before", "middle", "after", "outro", "ask")
+VALUES = {"codes": "codes", "passkey": "passkeys", "key_values": "nouns", "multi_values": "codes", "labels": "labels"}
+STATEMENT_PARTS = ("before", "middle", "after")
+PARTS = ("intro", *STATEMENT_PARTS, "outro", "ask", "question_before", "question_middle", "separator", "question_after")
+
+
+def parts_of(task: str) -> dict[str, str]:
+    """The text of every part of a task."""
+    given = TEMPLATES[task]
+    questions = {f"question_{part}": given.get(part, "") for part in STATEMENT_PARTS}
+    return {part: given.get(part, questions.get(part, "")) for part in PARTS}
 
 
 @dataclass
@@ -102,11 +116,15 @@ def sample_pieces(pieces: Pieces, split: str, task: str, parts: dict, rng: rando
         first, size = pieces.lists[split][name]
         return [(pieces.texts[i], pieces.tokens[i]) for i in rng.sample(range(first, first + size), min(count, size))]
 
-    statements = []
-    for value in pick(VALUES[task], 2):
+    statements, questions = [], []
+    for _ in range(2):
+        values = pick(VALUES[task], 1 + (parts["separator"][0] != ""))
         name = [] if task == "passkey" else pick("adjectives", 1) + pick("nouns", 1)
-        statements += [parts["before"], *name, parts["middle"], value, parts["after"]]
-    return [*pick("prose", 2), parts["intro"], *statements, parts["outro"], *pick("prose", 2), parts["ask"], *statements]
+        for value in values:
+            statements += [parts["before"], *name, parts["middle"], value, parts["after"]]
+        listed = [piece for value in values for piece in (parts["separator"], value)][1:]
+        questions += [parts["question_before"], *name, parts["question_middle"], *listed, parts["question_after"]]
+    return [*pick("prose", 2), parts["intro"], *statements, parts["outro"], *pick("prose", 2), parts["ask"], *questions]
 
 
 def check_composition(pieces: Pieces, templates: dict, samples: int = 50) -> None:
@@ -143,11 +161,12 @@ def prepare_recall(args: argparse.Namespace) -> None:
         add_split_texts(pieces, kind, words_of(train), words_of(held_out), str(held_out))
     add_numbers(pieces, "codes", 5, 16384, 4096)
     add_numbers(pieces, "passkeys", 7, 4096, 1024)
+    add_numbers(pieces, "labels", 2, 60, 30)
     templates = {}
-    for task, texts in TEMPLATES.items():
-        used = [texts.get(part, "") for part in PARTS]
-        ids = tokenize_in_context(tokenizer, used)
-        templates[task] = {part: (text, tokens) for part, text, tokens in zip(PARTS, used, ids)}
+    for task in TEMPLATES:
+        texts = parts_of(task)
+        ids = tokenize_in_context(tokenizer, list(texts.values()))
+        templates[task] = {part: (text, tokens) for (part, text), tokens in zip(texts.items(), ids)}
     check_composition(pieces, templates)
 
     with new_folder(args.out) as work:

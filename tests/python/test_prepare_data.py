@@ -267,7 +267,14 @@ def test_a_recall_kit_holds_the_pieces_of_both_splits(model, tokenizer, words, t
         assert not train & held_out and len(train) == 4 * len(held_out)
         assert all(re.fullmatch(rf" [1-9]\d{{{digits - 1}}}", text) for text in train | held_out)
     assert {task: {part: tokenizer.decode(ids) for part, ids in parts.items() if ids}
-            for task, parts in kit["templates"].items()} == recall.TEMPLATES
+            for task, parts in kit["templates"].items()} == {
+                task: {part: text for part, text in recall.parts_of(task).items() if text} for task in recall.TEMPLATES}
+    assert kit["version"] == 2
+    assert recall.parts_of("codes")["question_before"] == " The secret code of the"
+    assert recall.parts_of("multi_values")["question_after"] == "."
+    assert recall.parts_of("labels")["question_middle"] == ":"
+    labels = texts("train", "labels"), texts("eval", "labels")
+    assert len(labels[0]) == 60 and len(labels[1]) == 30 and not set(labels[0]) & set(labels[1])
 
 
 def test_a_recall_kit_is_reproducible_and_kept(model, words, tmp_path, capsys):
@@ -310,7 +317,7 @@ def test_composition_is_checked(tokenizer):
     """The check itself notices tokens that are not those of the text."""
     pieces = recall.Pieces(tokenizer)
     for split in ("train", "eval"):
-        for name in ("prose", "adjectives", "nouns", "codes", "passkeys"):
+        for name in ("prose", "adjectives", "nouns", "codes", "passkeys", "labels"):
             pieces.add(split, name, [f" {split}", f" {name}"])
     templates = {"codes": {part: ("", []) for part in recall.PARTS}}
     recall.check_composition(pieces, templates)

@@ -195,9 +195,11 @@ TEST_CASE("Booleans, names, texts, lists and sections have their own forms") {
   CHECK(error_set("data.train=[kit]") ==
         "command line: data.train.0: expected a section (key: value lines), found \"kit\"");
   CHECK(error_set("data.train.0.tasks=[]") ==
-        "command line: data.train.0.tasks: expected a list of codes, key_values or passkey, found a list");
-  CHECK(error_set("data.train.0.tasks=[codes, code]") ==
-        "command line: data.train.0.tasks: expected codes, key_values or passkey, found \"code\"");
+        "command line: data.train.0.tasks: expected a list of codes, key_values, passkey, multi_values or labels, "
+        "found a list");
+  CHECK(
+      error_set("data.train.0.tasks=[codes, code]") ==
+      "command line: data.train.0.tasks: expected codes, key_values, passkey, multi_values or labels, found \"code\"");
   CHECK(error_set("data.train.0.tasks=[codes, codes]") ==
         "command line: data.train.0.tasks: expected each name once, found \"codes\"");
   CHECK(error_set("train.mode=" + std::string(70, 'x') + "\n") ==

@@ -3,33 +3,17 @@
 
 #include <algorithm>
 #include <limits>
-#include <set>
 #include <span>
 
 #include "model/error.h"
 #include "trainer/data/random.h"
+#include "trainer/data/recall_kind.h"
 #include "trainer/data/recall_kit.h"
 
 namespace prulong {
 namespace {
 
 using Tokens = RecallKit::Tokens;
-
-/// One kind of sample.
-struct Task {
-  std::string name;
-  const RecallKit::Template* parts;
-  const RecallKit::List* values;
-  bool named;      ///< facts carry an adjective and a noun
-  bool scattered;  ///< facts stand apart from each other
-  int64_t statements;
-  int64_t questions;
-};
-
-struct Fact {
-  Tokens adjective, noun;  ///< empty where the task has no names
-  Tokens value;
-};
 
 int64_t length(Tokens tokens) { return static_cast<int64_t>(tokens.size()); }
 
@@ -43,13 +27,28 @@ class Writer {
     sequence_.is_answer.insert(sequence_.is_answer.end(), tokens.size(), answer ? 1 : 0);
   }
 
-  void add(const RecallKit::Template& parts, const Fact& fact, bool question) {
-    add(parts.before);
-    add(fact.adjective);
-    add(fact.noun);
-    add(parts.middle);
-    add(fact.value, question);
-    add(parts.after);
+  void add(const Sequence& part) {
+    sequence_.tokens.insert(sequence_.tokens.end(), part.tokens.begin(), part.tokens.end());
+    sequence_.is_answer.insert(sequence_.is_answer.end(), part.is_answer.begin(), part.is_answer.end());
+  }
+
+  void add(const RecallKit::Template& parts, const RecallFact& fact) {
+    for (const Tokens piece :
+         {Tokens(parts.before), fact.adjective, fact.noun, Tokens(parts.middle), fact.value, Tokens(parts.after)}) {
+      add(piece);
+    }
+  }
+
+  void add(const RecallKit::Template& parts, const RecallQuestion& question) {
+    for (const Tokens piece :
+         {Tokens(parts.question_before), question.adjective, question.noun, Tokens(parts.question_middle)}) {
+      add(piece);
+    }
+    for (size_t i = 0; i < question.values.size(); ++i) {
+      if (i > 0) add(parts.separator);
+      add(question.values[i], true);
+    }
+    add(parts.question_after);
   }
 
  private:
@@ -60,7 +59,7 @@ class Recall final : public Source {
  public:
   explicit Recall(const RecallOptions& options) : options_(options), kit_(options.kit, options.eval_split) {
     for (const std::string& name : options.tasks) {
-      tasks_.push_back(make_task(name));
+      tasks_.emplace_back(kit_, name, options.statements, options.questions);
       check(tasks_.back());
     }
   }
@@ -68,40 +67,35 @@ class Recall final : public Source {
   Sequence sequence(int64_t n) const override {
     if (n < 0) throw Error("sequence " + std::to_string(n) + " is out of range");
     Random random({options_.seed, static_cast<uint64_t>(n)});
-    const Task& task = tasks_[random.below(tasks_.size())];
-    const std::vector<Fact> facts = draw_facts(task, random);
-    std::vector<size_t> asked(facts.size());
-    for (size_t i = 0; i < asked.size(); ++i) asked[i] = i;
-    random.shuffle(asked);
-    asked.resize(static_cast<size_t>(task.questions));
+    const RecallKind& task = tasks_[random.below(tasks_.size())];
+    const RecallKit::Template& parts = task.parts();
+    const RecallSample sample = task.draw(random);
 
-    int64_t fixed =
-        length(kit_.prefix()) + length(task.parts->intro) + length(task.parts->outro) + length(task.parts->ask);
-    for (const Fact& fact : facts) fixed += fact_length(task, fact);
-    for (const size_t i : asked) fixed += fact_length(task, facts[i]);
+    // Everything but the prose, composed apart to know its length.
+    std::vector<Sequence> facts(task.scattered() ? sample.facts.size() : 1);
+    Sequence questions;
+    if (!task.scattered()) Writer(facts[0]).add(parts.intro);
+    for (size_t i = 0; i < sample.facts.size(); ++i)
+      Writer(facts[task.scattered() ? i : 0]).add(parts, sample.facts[i]);
+    if (!task.scattered()) Writer(facts[0]).add(parts.outro);
+    Writer(questions).add(parts.ask);
+    for (const RecallQuestion& question : sample.questions) Writer(questions).add(parts, question);
+    int64_t fixed = length(kit_.prefix()) + length(questions.tokens);
+    for (const Sequence& fact : facts) fixed += length(fact.tokens);
     const std::vector<Tokens> prose = draw_prose(options_.seq_len - fixed, random);
-    const std::vector<size_t> places = draw_places(prose, task.scattered ? facts.size() : 1, random);
+    const std::vector<size_t> places = draw_places(prose, facts.size(), random);
 
     Sequence result;
     result.tokens.reserve(static_cast<size_t>(options_.seq_len));
     result.is_answer.reserve(static_cast<size_t>(options_.seq_len));
     Writer writer(result);
     writer.add(kit_.prefix());
-    size_t next = 0;  // fact, or place of the whole list
+    size_t next = 0;
     for (size_t sentence = 0; sentence < prose.size(); ++sentence) {
       writer.add(prose[sentence]);
-      for (; next < places.size() && places[next] == sentence; ++next) {
-        if (task.scattered) {
-          writer.add(*task.parts, facts[next], false);
-          continue;
-        }
-        writer.add(task.parts->intro);
-        for (const Fact& fact : facts) writer.add(*task.parts, fact, false);
-        writer.add(task.parts->outro);
-      }
+      for (; next < places.size() && places[next] == sentence; ++next) writer.add(facts[next].tokens);
     }
-    writer.add(task.parts->ask);
-    for (const size_t i : asked) writer.add(*task.parts, facts[i], true);
+    writer.add(questions);
     result.cu_seqlens = {0, static_cast<int32_t>(result.tokens.size())};
     return result;
   }
@@ -110,70 +104,22 @@ class Recall final : public Source {
 
   std::string fingerprint() const override {
     std::string text = "recall:" + std::to_string(kit_.hash()) + (options_.eval_split ? ":eval" : ":train");
-    for (const Task& task : tasks_) text += ":" + task.name;
+    for (const RecallKind& task : tasks_) text += ":" + task.name();
     return text + ":seq_len=" + std::to_string(options_.seq_len) +
            ":statements=" + std::to_string(options_.statements) + ":questions=" + std::to_string(options_.questions) +
            ":seed=" + std::to_string(options_.seed);
   }
 
  private:
-  Task make_task(const std::string& name) const {
-    if (name == "codes") {
-      return {name, &kit_.codes_template(), &kit_.codes(), true, true, options_.statements, options_.questions};
-    }
-    if (name == "key_values") {
-      return {name, &kit_.key_values_template(), &kit_.nouns(), true, false, options_.statements, options_.questions};
-    }
-    if (name == "passkey") return {name, &kit_.passkey_template(), &kit_.passkeys(), false, true, 1, 1};
-    throw ConfigError("recall: task \"" + name + "\" is unknown; codes, key_values and passkey exist");
-  }
-
   /// Refuses what cannot be composed, whatever the draw.
-  void check(const Task& task) const {
-    const size_t names = kit_.adjectives().pieces.size() * kit_.nouns().pieces.size();
-    const size_t available = task.named ? std::min(names, task.values->pieces.size()) : task.values->pieces.size();
-    if (static_cast<uint64_t>(task.statements) > available) {
-      throw ConfigError("recall: " + std::to_string(task.statements) + " statements of task " + task.name +
-                        " wanted, " + options_.kit.string() + " has names and values for " + std::to_string(available));
-    }
-    const RecallKit::Template& parts = *task.parts;
-    const int64_t name = task.named ? kit_.adjectives().longest() + kit_.nouns().longest() : 0;
-    const int64_t fact =
-        length(parts.before) + name + length(parts.middle) + task.values->longest() + length(parts.after);
-    const int64_t fixed = length(kit_.prefix()) + length(parts.intro) + length(parts.outro) + length(parts.ask);
-    const int64_t needed = fixed + fact * (task.statements + task.questions) + 1;  // a token of prose at least
+  void check(const RecallKind& task) const {
+    const int64_t needed = length(kit_.prefix()) + task.longest() + 1;  // a token of prose at least
     if (options_.seq_len < needed) {
       throw ConfigError("recall: seq_len " + std::to_string(options_.seq_len) + " is too short for " +
-                        std::to_string(task.statements) + " statements and " + std::to_string(task.questions) +
-                        " questions of task " + task.name + ", which take up to " + std::to_string(needed) + " tokens");
+                        std::to_string(task.statements()) + " statements and " + std::to_string(task.questions()) +
+                        " questions of task " + task.name() + ", which take up to " + std::to_string(needed) +
+                        " tokens");
     }
-  }
-
-  int64_t fact_length(const Task& task, const Fact& fact) const {
-    const RecallKit::Template& parts = *task.parts;
-    return length(parts.before) + length(fact.adjective) + length(fact.noun) + length(parts.middle) +
-           length(fact.value) + length(parts.after);
-  }
-
-  /// Facts with names and values that differ from each other.
-  std::vector<Fact> draw_facts(const Task& task, Random& random) const {
-    const size_t adjectives = kit_.adjectives().pieces.size(), nouns = kit_.nouns().pieces.size();
-    std::set<uint64_t> names, values;
-    const auto draw = [&](std::set<uint64_t>& drawn, size_t count) {
-      uint64_t index = random.below(count);
-      while (!drawn.insert(index).second) index = random.below(count);
-      return index;
-    };
-    std::vector<Fact> facts(static_cast<size_t>(task.statements));
-    for (Fact& fact : facts) {
-      if (task.named) {
-        const uint64_t name = draw(names, adjectives * nouns);
-        fact.adjective = kit_.adjectives().pieces[name / nouns];
-        fact.noun = kit_.nouns().pieces[name % nouns];
-      }
-      fact.value = task.values->pieces[draw(values, task.values->pieces.size())];
-    }
-    return facts;
   }
 
   /// `count` > 0 tokens of prose in order, ending with the end of a sentence; the first sentence is cut to fit. Prose
@@ -208,7 +154,7 @@ class Recall final : public Source {
 
   RecallOptions options_;
   RecallKit kit_;
-  std::vector<Task> tasks_;
+  std::vector<RecallKind> tasks_;
 };
 
 void require_range(const char* name, int64_t value, int64_t least, int64_t most) {
@@ -225,7 +171,8 @@ std::unique_ptr<Source> open_recall(const RecallOptions& options) {
   require_range("seq_len", options.seq_len, 1, std::numeric_limits<int32_t>::max());
   require_range("statements", options.statements, 1, kMaxStatements);
   require_range("questions", options.questions, 1, options.statements);
-  if (options.tasks.empty()) throw ConfigError("recall: no tasks; codes, key_values and passkey exist");
+  if (options.tasks.empty())
+    throw ConfigError("recall: no tasks; codes, key_values, passkey, multi_values and labels exist");
   return std::make_unique<Recall>(options);
 }
 

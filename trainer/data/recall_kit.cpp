@@ -36,7 +36,8 @@ std::vector<int32_t> read_tokens(const JsonFile& info, const std::string& pointe
 
 RecallKit::Template read_template(const JsonFile& info, const std::string& task, int64_t vocab_size) {
   const auto part = [&](const char* name) { return read_tokens(info, "/templates/" + task + "/" + name, vocab_size); };
-  return {part("intro"), part("before"), part("middle"), part("after"), part("outro"), part("ask")};
+  return {part("intro"), part("before"),          part("middle"),          part("after"),     part("outro"),
+          part("ask"),   part("question_before"), part("question_middle"), part("separator"), part("question_after")};
 }
 
 }  // namespace
@@ -53,7 +54,7 @@ RecallKit::RecallKit(const std::filesystem::path& folder, bool eval_split) {
     throw Error(folder.string() + ": no such folder; write it with scripts/prepare_data.py recall");
   }
   const JsonFile info(folder / "kit.json");
-  info.require_format("prulong-recall-kit", 1);
+  info.require_format("prulong-recall-kit", 2);
   hash_ = hash64(info.content());  // kit.json holds the hashes of the arrays
   vocab_size_ = info.integer("/vocab_size", 1, kMaxInt32);
 
@@ -90,10 +91,11 @@ RecallKit::RecallKit(const std::filesystem::path& folder, bool eval_split) {
   nouns_ = list("nouns");
   codes_ = list("codes");
   passkeys_ = list("passkeys");
+  labels_ = list("labels");
   prefix_ = read_tokens(info, "/prefix", vocab_size_);
-  codes_template_ = read_template(info, "codes", vocab_size_);
-  passkey_template_ = read_template(info, "passkey", vocab_size_);
-  key_values_template_ = read_template(info, "key_values", vocab_size_);
+  for (const char* const task : {"codes", "passkey", "key_values", "multi_values", "labels"}) {
+    templates_[task] = read_template(info, task, vocab_size_);
+  }
 }
 
 }  // namespace prulong

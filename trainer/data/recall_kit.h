@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <span>
 #include <string>
 #include <vector>
@@ -23,9 +24,12 @@ class RecallKit {
     int64_t longest() const;
   };
 
-  /// The fixed parts of one task: a statement is before, name, middle, value, after; questions repeat it.
+  /// The fixed parts of one task. Statements are before, name, middle, value, after; where they stand together, intro
+  /// and outro are around them. After ask, questions are question_before, name, question_middle, values with separator
+  /// between them, question_after.
   struct Template {
     std::vector<int32_t> intro, before, middle, after, outro, ask;
+    std::vector<int32_t> question_before, question_middle, separator, question_after;
   };
 
   /// Reads and checks one split of a kit, as a whole.
@@ -45,18 +49,18 @@ class RecallKit {
   const List& nouns() const { return nouns_; }
   const List& codes() const { return codes_; }
   const List& passkeys() const { return passkeys_; }
+  const List& labels() const { return labels_; }
 
-  const Template& codes_template() const { return codes_template_; }
-  const Template& passkey_template() const { return passkey_template_; }
-  const Template& key_values_template() const { return key_values_template_; }
+  /// The parts of a task: "codes", "passkey", "key_values", "multi_values" or "labels".
+  const Template& parts_of(const std::string& task) const { return templates_.at(task); }
 
  private:
   std::vector<int32_t> tokens_;  ///< what the lists' spans point into
   int64_t vocab_size_ = 0;
   uint64_t hash_ = 0;
   std::vector<int32_t> prefix_;
-  List prose_, adjectives_, nouns_, codes_, passkeys_;
-  Template codes_template_, passkey_template_, key_values_template_;
+  List prose_, adjectives_, nouns_, codes_, passkeys_, labels_;
+  std::map<std::string, Template> templates_;
 };
 
 }  // namespace prulong

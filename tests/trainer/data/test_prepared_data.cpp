@@ -136,6 +136,43 @@ TEST_CASE("composed recall reads as intended, with names of its own split") {
   }
 }
 
+TEST_CASE("composed lists of values and labels read as intended") {
+  for (const bool eval_split : {false, true}) {
+    const auto multi = open_recall({prepared().path("kit"), eval_split, {"multi_values"}, 1500, 12, 3, 5});
+    const auto labels = open_recall({prepared().path("kit"), eval_split, {"labels"}, 1500, 24, 6, 5});
+    for (int64_t n = 0; n < 5; ++n) {
+      std::string text = prepared().decode(multi->sequence(n).tokens);
+      std::map<std::string, std::string> stated;
+      for (const auto& [name, value] : find_facts(text, {" One of the numbers of the ", " is", "."})) {
+        stated[name] += (stated[name].empty() ? "" : ",") + value;
+      }
+      CHECK(stated.size() == 3);
+      for (const auto& [name, values] : stated) {
+        CHECK_THAT(text, ContainsSubstring(" The numbers of the " + name + " are" + values + "."));
+      }
+
+      const Sequence sequence = labels->sequence(n);
+      text = prepared().decode(sequence.tokens);
+      const auto lines = find_facts(text, {"\n- ", ":", ""});
+      REQUIRE(lines.size() == 30);
+      std::map<std::string, std::string> label_of;
+      std::vector<std::string> expected;
+      for (size_t i = 0; i < lines.size(); ++i) {
+        const std::string noun = lines[i].first.substr(lines[i].first.find(' '));
+        if (i < 24) {
+          CHECK(label_of.emplace(noun, lines[i].second).first->second == lines[i].second);
+        } else {
+          CHECK(label_of.at(noun) == lines[i].second);
+          expected.push_back(lines[i].second);
+        }
+      }
+      CHECK(label_of.size() == 6);
+      CHECK(answers(sequence) == expected);
+      CHECK_THAT(text, ContainsSubstring(" The labels\n- ") && ContainsSubstring(" More of them\n- "));
+    }
+  }
+}
+
 TEST_CASE("an epoch of prepared text is its paragraphs, each once") {
   std::multiset<std::string> expected, found;
   const std::string text = read_file(prepared().path("train.txt"));

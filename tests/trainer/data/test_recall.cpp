@@ -16,13 +16,13 @@ namespace {
 using namespace test;
 
 constexpr int32_t kSentenceEnd = 9;
-constexpr int kSentences = 20, kAdjectives = 6, kNouns = 10, kCodes = 30, kPasskeys = 5;
+constexpr int kSentences = 20, kAdjectives = 6, kNouns = 10, kCodes = 30, kPasskeys = 5, kLabels = 8;
 constexpr int32_t kEval = 500;  // added to the ids of the evaluation split
 
 int sentence_length(int index) { return 5 + index % 4; }
 
 /// A kit whose ids tell what they are: prose 100 + sentence, adjectives 200, nouns 300 + 350, codes 10 + 400, passkeys
-/// 10 + 11 + 450; evaluation adds 500. Templates use 20 to 44, the prefix is 1.
+/// 10 + 11 + 450, labels 470; evaluation adds 500. Templates use 20 to 67, the prefix is 1.
 void write_kit(const std::filesystem::path& folder) {
   std::filesystem::create_directories(folder);
   std::vector<uint16_t> tokens;
@@ -47,17 +47,25 @@ void write_kit(const std::filesystem::path& folder) {
     add_list("nouns", kNouns, [&](int i) { return std::vector<int>{300 + i + add, 350}; });
     add_list("codes", kCodes, [&](int i) { return std::vector<int>{10, 400 + i + add}; });
     add_list("passkeys", kPasskeys, [&](int i) { return std::vector<int>{10, 11, 450 + i + add}; });
+    add_list("labels", kLabels, [&](int i) { return std::vector<int>{470 + i + add}; });
     lists += "}";
   }
   write_u16(folder / "tokens.npy", tokens);
   write_i64(folder / "offsets.npy", offsets);
-  write_file(folder / "kit.json", R"({"format": "prulong-recall-kit", "version": 1, "vocab_size": 1000, "tokens": )" +
+  write_file(folder / "kit.json", R"({"format": "prulong-recall-kit", "version": 2, "vocab_size": 1000, "tokens": )" +
                                       std::to_string(tokens.size()) + R"(, "pieces": )" +
                                       std::to_string(offsets.size() - 1) + R"(, "prefix": [1], "lists": {)" + lists +
                                       R"(}, "templates": {
-    "codes": {"intro": [], "before": [20, 21], "middle": [22], "after": [23], "outro": [], "ask": []},
-    "passkey": {"intro": [], "before": [30], "middle": [], "after": [31, 32], "outro": [], "ask": []},
-    "key_values": {"intro": [40], "before": [41], "middle": [42], "after": [], "outro": [43], "ask": [44]}}})");
+    "codes": {"intro": [], "before": [20, 21], "middle": [22], "after": [23], "outro": [], "ask": [],
+      "question_before": [20, 21], "question_middle": [22], "separator": [], "question_after": [23]},
+    "passkey": {"intro": [], "before": [30], "middle": [], "after": [31, 32], "outro": [], "ask": [],
+      "question_before": [30], "question_middle": [], "separator": [], "question_after": [31, 32]},
+    "key_values": {"intro": [40], "before": [41], "middle": [42], "after": [], "outro": [43], "ask": [44],
+      "question_before": [41], "question_middle": [42], "separator": [], "question_after": []},
+    "multi_values": {"intro": [], "before": [50], "middle": [51], "after": [52], "outro": [], "ask": [],
+      "question_before": [53], "question_middle": [54, 55], "separator": [56, 57], "question_after": [58]},
+    "labels": {"intro": [60], "before": [61], "middle": [62], "after": [63], "outro": [64], "ask": [65],
+      "question_before": [66], "question_middle": [67], "separator": [], "question_after": [63]}}})");
 }
 
 RecallOptions options(const TempFolder& folder, std::vector<std::string> tasks = {"codes"}) {
@@ -225,6 +233,120 @@ TEST_CASE("a list of key values stands in one place, a passkey alone") {
   }
 }
 
+/// The tokens from one on that satisfy a condition.
+template <typename Condition>
+std::vector<size_t> positions(const Sequence& sequence, const Condition& condition) {
+  std::vector<size_t> found;
+  for (size_t i = 0; i < sequence.tokens.size(); ++i) {
+    if (condition(sequence.tokens[i])) found.push_back(i);
+  }
+  return found;
+}
+
+std::vector<int32_t> slice(const Sequence& sequence, size_t begin, size_t count) {
+  return {sequence.tokens.begin() + begin, sequence.tokens.begin() + begin + count};
+}
+
+TEST_CASE("a question for several values wants all of its name, in their order, and no others") {
+  const TempFolder folder;
+  write_kit(folder.path());
+  RecallOptions wanted = options(folder, {"multi_values"});
+  wanted.seq_len = 400;
+  wanted.statements = 14;  // three names of four
+  wanted.questions = 9;    // one each
+  const auto source = open_recall(wanted);
+  std::set<std::vector<int32_t>> first_asked;
+  for (int64_t n = 0; n < 100; ++n) {
+    const Sequence sequence = source->sequence(n);
+    REQUIRE(sequence.tokens.size() == 400);
+    std::map<std::vector<int32_t>, std::vector<std::vector<int32_t>>> stated;
+    std::set<std::vector<int32_t>> values;
+    const auto facts = positions(sequence, [](int32_t token) { return token == 50; });
+    REQUIRE(facts.size() == 12);
+    for (const size_t at : facts) {
+      CHECK(sequence.tokens[at + 4] == 51);
+      CHECK(sequence.tokens[at + 7] == 52);
+      const std::vector<int32_t> value = slice(sequence, at + 5, 2);
+      stated[slice(sequence, at + 1, 3)].push_back(value);
+      CHECK(values.insert(value).second);
+    }
+    REQUIRE(stated.size() == 3);
+    const auto questions = positions(sequence, [](int32_t token) { return token == 53; });
+    REQUIRE(questions.size() == 3);
+    std::set<std::vector<int32_t>> asked;
+    std::vector<uint8_t> expected_answers(400, 0);
+    for (const size_t at : questions) {
+      const std::vector<int32_t> name = slice(sequence, at + 1, 3);
+      if (at == questions[0]) first_asked.insert(stated.begin()->first == name ? name : std::vector<int32_t>{});
+      CHECK(asked.insert(name).second);
+      std::vector<int32_t> expected = {54, 55};
+      REQUIRE(stated[name].size() == 4);
+      for (size_t i = 0; i < 4; ++i) {
+        if (i > 0) expected.insert(expected.end(), {56, 57});
+        for (const int32_t token : stated[name][i]) {
+          expected_answers[at + 4 + expected.size()] = 1;
+          expected.push_back(token);
+        }
+      }
+      expected.push_back(58);
+      CHECK(slice(sequence, at + 4, expected.size()) == expected);
+      CHECK(at > facts.back());
+    }
+    CHECK(sequence.is_answer == expected_answers);
+  }
+  CHECK(first_asked.size() > 10);
+}
+
+TEST_CASE("many-shot labels follow from the noun alone, and every question is a new example of a known class") {
+  const TempFolder folder;
+  write_kit(folder.path());
+  for (const int64_t statements : {2, 5, 12, 30}) {
+    RecallOptions wanted = options(folder, {"labels"});
+    wanted.seq_len = 500;
+    wanted.statements = statements;
+    wanted.questions = std::min<int64_t>(statements, 5);
+    const size_t classes = static_cast<size_t>(std::max<int64_t>(statements / 4, 2));
+    const auto source = open_recall(wanted);
+    for (int64_t n = 0; n < 50; ++n) {
+      const Sequence sequence = source->sequence(n);
+      REQUIRE(sequence.tokens.size() == 500);
+      std::map<std::vector<int32_t>, int32_t> label_of;  // noun -> label
+      std::map<std::vector<int32_t>, int64_t> examples;
+      std::set<int32_t> labels;
+      std::set<std::vector<int32_t>> names;
+      const auto facts = positions(sequence, [](int32_t token) { return token == 61; });
+      REQUIRE(std::ssize(facts) == statements);
+      for (size_t i = 0; i < facts.size(); ++i) {
+        const size_t at = facts[i];
+        CHECK(at == facts[0] + 7 * i);  // one list
+        CHECK(names.insert(slice(sequence, at + 1, 3)).second);
+        const std::vector<int32_t> noun = slice(sequence, at + 2, 2);
+        CHECK(sequence.tokens[at + 4] == 62);
+        const int32_t label = sequence.tokens[at + 5];
+        CHECK((label >= 470 && label < 470 + kLabels));
+        CHECK((label_of.count(noun) == 0 || label_of[noun] == label));
+        label_of[noun] = label;
+        labels.insert(label);
+        ++examples[noun];
+      }
+      CHECK(label_of.size() == classes);
+      CHECK(labels.size() == classes);  // no two classes share one
+      for (const auto& [noun, count] : examples) CHECK(std::abs(count - statements / std::ssize(label_of)) <= 1);
+      const auto questions = positions(sequence, [](int32_t token) { return token == 66; });
+      REQUIRE(std::ssize(questions) == wanted.questions);
+      std::vector<uint8_t> expected_answers(500, 0);
+      for (const size_t at : questions) {
+        CHECK(names.insert(slice(sequence, at + 1, 3)).second);
+        CHECK(sequence.tokens[at + 4] == 67);
+        CHECK(sequence.tokens[at + 5] == label_of.at(slice(sequence, at + 2, 2)));
+        expected_answers[at + 5] = 1;
+        CHECK(at > facts.back());
+      }
+      CHECK(sequence.is_answer == expected_answers);
+    }
+  }
+}
+
 TEST_CASE("several tasks are mixed in equal parts") {
   const TempFolder folder;
   write_kit(folder.path());
@@ -266,13 +388,19 @@ TEST_CASE("recall options that cannot be met are refused") {
     CHECK_THROWS_WITH(open_recall(wanted), ContainsSubstring(message));
     CHECK_THROWS_AS(open_recall(wanted), ConfigError);
   };
-  refused([](auto& o) { o.tasks = {"code"}; }, "task \"code\" is unknown; codes, key_values and passkey exist");
+  refused([](auto& o) { o.tasks = {"code"}; },
+          "task \"code\" is unknown; codes, key_values, passkey, multi_values and labels exist");
   refused([](auto& o) { o.tasks = {}; }, "no tasks");
   refused([](auto& o) { o.seq_len = 0; }, "seq_len: 1 to");
   refused([](auto& o) { o.statements = 0; }, "statements: 1 to");
   refused([](auto& o) { o.questions = 7; }, "questions: 1 to 6 expected, 7 found");
   refused([](auto& o) { o.statements = 31; }, "has names and values for 30");
   refused([](auto& o) { o.seq_len = 91; }, "seq_len 91 is too short for 6 statements and 4 questions");
+  refused([](auto& o) { o.tasks = {"multi_values"}, o.statements = 3, o.questions = 1; },
+          "at least 4 statements, 3 found");
+  refused([](auto& o) { o.tasks = {"multi_values"}, o.statements = 32; }, "has names and values for 30");
+  refused([](auto& o) { o.tasks = {"labels"}, o.statements = o.questions = 1; }, "1 statements and 1 questions: 2 to");
+  refused([](auto& o) { o.tasks = {"labels"}, o.statements = 47; }, "as the kit has adjectives for");
   RecallOptions tight = options(folder);
   tight.seq_len = 92;  // prefix, ten facts of nine tokens, one token of prose
   CHECK(open_recall(tight)->sequence(0).tokens.size() == 92);
@@ -299,11 +427,11 @@ TEST_CASE("damaged recall kits are refused by file and reason") {
   changed("\"before\": [20, 21], ", "", "/templates/codes/before is missing");
   changed("\"prose\": [0, 20]", "\"prose\": [0]", "/lists/train/prose: [first, count]");
   changed("\"prose\": [0, 20]", "\"prose\": [0, 0]", "/lists/train/prose: [first, count]");
-  changed("\"prose\": [0, 20]", "\"prose\": [140, 20]", "/lists/train/prose: [first, count]");
+  changed("\"prose\": [0, 20]", "\"prose\": [150, 20]", "/lists/train/prose: [first, count]");
   changed("\"vocab_size\": 1000", "\"vocab_size\": 600", "beyond the vocabulary of 600");
-  changed("\"pieces\": 142", "\"pieces\": 141", "142 elements expected by kit.json, 143 found");
+  changed("\"pieces\": 158", "\"pieces\": 157", "158 elements expected by kit.json, 159 found");
 
-  std::vector<int64_t> offsets(143);  // every piece but the first is empty
+  std::vector<int64_t> offsets(159);  // every piece but the first is empty
   write_i64(folder.path() / "offsets.npy", offsets);
   CHECK_THROWS_WITH(open(), ContainsSubstring("offsets.npy: piece 0 goes from token 0 to 0"));
   offsets[1] = 100000;
