@@ -12,6 +12,7 @@
 #include "csrc/checks.h"
 #include "csrc/gated_library.h"
 #include "csrc/head_groups.h"
+#include "csrc/hopper_attention.h"
 #include "csrc/library_attention.h"
 
 namespace prulong {
@@ -76,6 +77,10 @@ at::Tensor gate_of(const HeadGroup& group, const at::Tensor& gate) {
 Tensors forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate,
                 const at::Tensor& cu_seqlens, int64_t max_seqlen, int64_t sink, int64_t window, double scale) {
   check_inputs(kForward, q, k, v, gate, cu_seqlens, sink, window, scale);
+  if (hopper::supports(q, k, cu_seqlens, scale)) {
+    const GatedSaved saved = hopper::gated_forward(q, k, v, gate, cu_seqlens, {sink, window}, scale);
+    return {saved.out, saved.delta, saved.lse_global, saved.lse_local};
+  }
   const AttentionSpec spec = make_spec(kForward, q, cu_seqlens, max_seqlen, sink, window, scale);
   const std::vector<HeadKind> kinds = kinds_of(read_gate(kForward, gate));
   if (LibraryAttention::supports(q)) {

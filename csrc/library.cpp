@@ -12,8 +12,8 @@ TORCH_LIBRARY(prulong, m) {
       "SymInt max_seqlen_q, SymInt max_seqlen_k, int sink, int window, float scale) -> (Tensor out, Tensor lse)",
       {at::Tag::pt2_compliant_tag});
   // The halves of gated_attention that its autograd is made of. delta = O_global - O_local. delta and the log-sum-exp
-  // of a branch that is not computed are 0. A gradient that is not needed (order q, k, v, gate) comes back with shape
-  // [0].
+  // of a branch that a head does not compute are unspecified. A gradient that is not needed (order q, k, v, gate) comes
+  // back with shape [0].
   m.def(
       "gated_attention_forward(Tensor q, Tensor k, Tensor v, Tensor gate, Tensor cu_seqlens, SymInt max_seqlen, "
       "int sink, int window, float scale) -> (Tensor out, Tensor delta, Tensor lse_global, Tensor lse_local)",

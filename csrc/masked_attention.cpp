@@ -11,6 +11,7 @@
 #include "csrc/blocked_attention.h"
 #include "csrc/checks.h"
 #include "csrc/head_groups.h"
+#include "csrc/hopper_attention.h"
 #include "csrc/library_attention.h"
 
 namespace prulong {
@@ -46,6 +47,9 @@ Result run(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const 
            const at::Tensor& cu_seqlens_q, const at::Tensor& cu_seqlens_k, int64_t max_seqlen_q, int64_t max_seqlen_k,
            int64_t sink, int64_t window, double scale) {
   check_inputs(q, k, v, is_global, cu_seqlens_q, cu_seqlens_k, sink, window, scale);
+  if (hopper::supports(q, k, cu_seqlens_q, scale)) {
+    return hopper::masked_forward(q, k, v, is_global, cu_seqlens_q, cu_seqlens_k, {sink, window}, scale);
+  }
   const Bounds q_bounds = read_bounds(kOp, "cu_seqlens_q", cu_seqlens_q, q.size(0), "max_seqlen_q", max_seqlen_q);
   const Bounds k_bounds = read_bounds(kOp, "cu_seqlens_k", cu_seqlens_k, k.size(0), "max_seqlen_k", max_seqlen_k);
   const AttentionSpec spec = {make_documents(q_bounds, k_bounds), {sink, window}, scale};

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: MIT
+#include "csrc/hopper_attention.h"
+
+#include <ATen/ops/empty.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAStream.h>
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "csrc/kernels/combine.h"
+#include "csrc/kernels/forward.h"
+#include "csrc/kernels/schedule_plan.h"
+
+namespace prulong::hopper {
+namespace {
+
+bool on_hopper(const at::Tensor& q) {
+  int major = 0, minor = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, q.get_device()));
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, q.get_device()));
+  return major == 9 && minor == 0;
+}
+
+kernels::PackedTensor packed(const at::Tensor& t) {
+  const auto type = t.scalar_type() == at::kHalf ? kernels::ElementType::kFloat16 : kernels::ElementType::kBFloat16;
+  return {type, t.const_data_ptr(), t.size(0), t.size(1), t.size(2), t.stride(0), t.stride(1)};
+}
+
+// The tensor itself where bulk copies can address it, else a dense copy.
+at::Tensor addressable(const at::Tensor& t) {
+  if (t.stride(2) == 1 && kernels::fits_tensor_map(packed(t))) return t;
+  return t.clone(at::MemoryFormat::Contiguous);
+}
+
+kernels::Batch make_batch(const at::Tensor& q, const at::Tensor& k, const Locality& locality,
+                          const at::Tensor& q_bounds, const at::Tensor& k_bounds) {
+  kernels::Batch batch = {};
+  batch.documents = static_cast<int>(q_bounds.size(0)) - 1;
+  batch.q_tokens = static_cast<int>(q.size(0));
+  batch.k_tokens = static_cast<int>(k.size(0));
+  batch.query_heads = static_cast<int>(q.size(1));
+  batch.kv_heads = static_cast<int>(k.size(1));
+  batch.head_dim = static_cast<int>(q.size(2));
+  // More than all keys is all keys.
+  batch.locality = {static_cast<int>(std::min(locality.sink, k.size(0))),
+                    static_cast<int>(std::min(locality.window, k.size(0)))};
+  batch.q_bounds = q_bounds.const_data_ptr<int>();
+  batch.k_bounds = k_bounds.const_data_ptr<int>();
+  return batch;
+}
+
+// A schedule whose plan is on its way, and the memory that holds it. Memory freed by the host lives on until the
+// stream is past its use.
+struct Planned {
+  at::Tensor memory;
+  kernels::Schedule schedule;
+};
+Planned plan(const kernels::Batch& batch, const kernels::ScheduleOptions& options, const at::Tensor& q,
+             cudaStream_t stream) {
+  const auto bytes = static_cast<int64_t>(kernels::schedule_bytes(batch, options));
+  Planned planned = {at::empty({bytes}, q.options().dtype(at::kByte)), {}};
+  planned.schedule = kernels::make_schedule(batch, options, planned.memory.mutable_data_ptr());
+  C10_CUDA_CHECK(kernels::launch_plan(planned.schedule, stream));
+  return planned;
+}
+
+at::Tensor empty_statistics(const at::Tensor& q) {
+  return at::empty({q.size(1), q.size(0)}, q.options().dtype(at::kFloat));
+}
+
+}  // namespace
+
+bool supports(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cu_seqlens, double scale) {
+  const at::ScalarType dtype = q.scalar_type();
+  if (!q.is_cuda() || (dtype != at::kHalf && dtype != at::kBFloat16)) return false;
+  if (q.size(2) != 64 && q.size(2) != 128) return false;
+  if (q.size(0) == 0 || k.size(0) == 0 || cu_seqlens.size(0) < 2) return false;
+  if (!(static_cast<float>(scale) > 0) || !std::isfinite(static_cast<float>(scale))) return false;
+  // Positions, and items of the smallest tiles, are counted in 32 bits.
+  constexpr int64_t kMaxTokens = int64_t{1} << 29;
+  constexpr int64_t kMaxItems = std::numeric_limits<int>::max() / 4;
+  const int64_t tokens = std::max(q.size(0), k.size(0));
+  if (tokens > kMaxTokens || (tokens / 64 + cu_seqlens.size(0)) * q.size(1) > kMaxItems) return false;
+  return on_hopper(q);
+}
+
+GatedSaved gated_forward(const at::Tensor& q_any, const at::Tensor& k_any, const at::Tensor& v_any,
+                         const at::Tensor& gate_any, const at::Tensor& cu_seqlens_any, const Locality& locality,
+                         double scale) {
+  const c10::OptionalDeviceGuard guard(q_any.device());
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
+  const at::Tensor q = addressable(q_any), k = addressable(k_any), v = addressable(v_any);
+  const at::Tensor gate = gate_any.contiguous(), cu_seqlens = cu_seqlens_any.contiguous();
+  const GatedSaved result = {at::empty(q.sizes(), q.options()), at::empty(q.sizes(), q.options()), empty_statistics(q),
+                             empty_statistics(q)};
+
+  kernels::Batch batch = make_batch(q, k, locality, cu_seqlens, cu_seqlens);
+  batch.gate = gate.const_data_ptr<float>();
+  const Planned planned = plan(batch, {.query_rows = kernels::forward_query_rows(batch.head_dim)}, q, stream);
+  C10_CUDA_CHECK(kernels::launch_forward({.schedule = planned.schedule,
+                                          .q = packed(q),
+                                          .k = packed(k),
+                                          .v = packed(v),
+                                          .scale = static_cast<float>(scale),
+                                          .out = result.out.mutable_data_ptr(),
+                                          .delta = result.delta.mutable_data_ptr(),
+                                          .lse_global = result.lse_global.mutable_data_ptr<float>(),
+                                          .lse_local = result.lse_local.mutable_data_ptr<float>()},
+                                         stream));
+  C10_CUDA_CHECK(kernels::launch_combine({.type = packed(q).type,
+                                          .schedule = planned.schedule,
+                                          .out = result.out.mutable_data_ptr(),
+                                          .delta = result.delta.mutable_data_ptr(),
+                                          .lse_global = result.lse_global.mutable_data_ptr<float>(),
+                                          .lse_local = result.lse_local.mutable_data_ptr<float>(),
+                                          .partial_out = nullptr,
+                                          .partial_lse = nullptr},
+                                         stream));
+  return result;
+}
+
+std::tuple<at::Tensor, at::Tensor> masked_forward(const at::Tensor& q_any, const at::Tensor& k_any,
+                                                  const at::Tensor& v_any, const at::Tensor& is_global_any,
+                                                  const at::Tensor& cu_seqlens_q_any,
+                                                  const at::Tensor& cu_seqlens_k_any, const Locality& locality,
+                                                  double scale) {
+  const c10::OptionalDeviceGuard guard(q_any.device());
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
+  const at::Tensor q = addressable(q_any), k = addressable(k_any), v = addressable(v_any);
+  const at::Tensor is_global = is_global_any.contiguous();
+  const at::Tensor cu_seqlens_q = cu_seqlens_q_any.contiguous(), cu_seqlens_k = cu_seqlens_k_any.contiguous();
+  const at::Tensor out = at::empty(q.sizes(), q.options()), lse = empty_statistics(q);
+
+  kernels::Batch batch = make_batch(q, k, locality, cu_seqlens_q, cu_seqlens_k);
+  batch.is_global = is_global.const_data_ptr<bool>();
+  const Planned planned = plan(batch, {.query_rows = kernels::forward_query_rows(batch.head_dim)}, q, stream);
+  C10_CUDA_CHECK(kernels::launch_forward({.schedule = planned.schedule,
+                                          .q = packed(q),
+                                          .k = packed(k),
+                                          .v = packed(v),
+                                          .scale = static_cast<float>(scale),
+                                          .out = out.mutable_data_ptr(),
+                                          .delta = nullptr,
+                                          .lse_global = lse.mutable_data_ptr<float>(),
+                                          .lse_local = lse.mutable_data_ptr<float>()},
+                                         stream));
+  C10_CUDA_CHECK(kernels::launch_combine({.type = packed(q).type,
+                                          .schedule = planned.schedule,
+                                          .out = out.mutable_data_ptr(),
+                                          .delta = nullptr,
+                                          .lse_global = lse.mutable_data_ptr<float>(),
+                                          .lse_local = lse.mutable_data_ptr<float>(),
+                                          .partial_out = nullptr,
+                                          .partial_lse = nullptr},
+                                         stream));
+  return {out, lse};
+}
+
+}  // namespace prulong::hopper

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <tuple>
+
+#include "csrc/gated_library.h"
+#include "csrc/tile_plan.h"
+
+/// Attention by our own kernels for Hopper GPUs (csrc/kernels). Nothing here waits for the device, so what lies on it
+/// is not checked: bounds that do not rise from 0 to the number of tokens, or a document with more queries than keys,
+/// give outputs and gradients of NaN; so does, in its heads, a gate outside [0, 1]. Calls can be captured in a CUDA
+/// graph.
+///
+/// Tensors as in the operators' schemas (library.cpp), already checked for shape, dtype and device.
+namespace prulong::hopper {
+
+/// Can the kernels compute this? (compute capability 9.0; float16 or bfloat16; head_dim 64 or 128; scale > 0; at least
+/// one token; sizes within 32-bit arithmetic)
+bool supports(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cu_seqlens, double scale);
+
+/// gated_attention's forward half. delta and the log-sum-exp of a branch that a head does not compute are unspecified.
+GatedSaved gated_forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate,
+                         const at::Tensor& cu_seqlens, const Locality& locality, double scale);
+
+/// dq, dk, dv in the inputs' dtype and dgate float32. Gradients that are not needed may be undefined.
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_backward(
+    const at::Tensor& dout, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate,
+    const GatedSaved& saved, const at::Tensor& cu_seqlens, const Locality& locality, double scale,
+    const std::array<bool, 4>& needs);
+
+/// out [Tq, Hq, D] and log-sum-exp [Hq, Tq] float32.
+std::tuple<at::Tensor, at::Tensor> masked_forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                                  const at::Tensor& is_global, const at::Tensor& cu_seqlens_q,
+                                                  const at::Tensor& cu_seqlens_k, const Locality& locality,
+                                                  double scale);
+
+}  // namespace prulong::hopper
