@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "csrc/kernels/backward.h"
+#include "csrc/kernels/backward_rows.h"
+#include "csrc/kernels/device/copy.h"
+
+namespace prulong::kernels {
+
+/// What a CTA of the main kernel gets. Boxes of the maps: q and dout {64, backward_tile_rows}, k and v {64, kKeyBlock}.
+struct BackwardArguments {
+  device::TensorMap q, dout, k, v;
+  Schedule schedule;
+  float scale;              // of raw scores; positive
+  const float* statistics;  // see backward_steps.h
+  float* dq_sums;
+  void *dk, *dv;  // [tokens, kv heads, head_dim] of 16 bits, dense
+};
+
+/// The parts of the scratch memory, in floats from its start.
+struct BackwardScratch {
+  int64_t statistics, dq_sums, dgate_parts, size;
+};
+inline BackwardScratch backward_scratch(const Batch& batch) {
+  const int64_t tiles = int64_t{batch.query_heads} * scratch_tiles(batch);
+  const int64_t rows = tiles * backward_tile_rows(batch.head_dim);
+  const auto round_up = [](int64_t floats) { return (floats + 63) / 64 * 64; };
+  BackwardScratch scratch;
+  scratch.statistics = 0;
+  scratch.dq_sums = kStatisticsSets * 2 * rows;
+  scratch.dgate_parts = scratch.dq_sums + rows * batch.head_dim;
+  scratch.size = scratch.dgate_parts + round_up(tiles);
+  return scratch;
+}
+
+/// CTAs of the kernels around the main one.
+inline int64_t prepare_blocks(const Batch& batch) { return int64_t{scratch_tiles(batch)} * batch.query_heads; }
+inline int64_t finish_blocks(const Batch& batch) { return prepare_blocks(batch) + batch.kv_heads; }
+
+inline BackwardRows make_backward_rows(const BackwardParams& p) {
+  const BackwardScratch scratch = backward_scratch(p.schedule.batch);
+  float* const memory = static_cast<float*>(p.scratch);
+  return {p.schedule.batch,
+          p.schedule.state,
+          p.dout,
+          p.out,
+          p.delta,
+          p.lse_global,
+          p.lse_local,
+          p.scale,
+          memory + scratch.statistics,
+          memory + scratch.dq_sums,
+          memory + scratch.dgate_parts,
+          p.dq,
+          p.dgate};
+}
+
+/// Returns null, or what is wrong with a tensor.
+inline const char* make_backward_arguments(const BackwardParams& p, BackwardArguments* arguments) {
+  const BackwardScratch scratch = backward_scratch(p.schedule.batch);
+  const int rows = backward_tile_rows(p.schedule.batch.head_dim);
+  float* const memory = static_cast<float*>(p.scratch);
+  arguments->schedule = p.schedule;
+  arguments->scale = p.scale;
+  arguments->statistics = memory + scratch.statistics;
+  arguments->dq_sums = memory + scratch.dq_sums;
+  arguments->dk = p.dk;
+  arguments->dv = p.dv;
+  if (const char* fault = make_tensor_map(p.q, rows, &arguments->q)) return fault;
+  if (const char* fault = make_tensor_map(p.dout, rows, &arguments->dout)) return fault;
+  if (const char* fault = make_tensor_map(p.k, kKeyBlock, &arguments->k)) return fault;
+  return make_tensor_map(p.v, kKeyBlock, &arguments->v);
+}
+
+}  // namespace prulong::kernels

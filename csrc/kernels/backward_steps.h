@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+
+#include "csrc/kernels/schedule.h"
+
+/// What the backward kernels agree on: query tiles, where a tile's rows lie in the scratch arrays, and the tiles that a
+/// key item visits, in order.
+namespace prulong::kernels {
+
+/// Query rows of a tile.
+PRULONG_HOST_DEVICE constexpr int backward_tile_rows(int head_dim) { return head_dim == 128 ? 64 : 128; }
+
+// Scratch arrays hold whole tiles. A document's tiles begin at tile q_begin / rows + its index, so no two documents
+// share a tile; the tiles between two documents belong to nobody.
+PRULONG_HOST_DEVICE int first_scratch_tile(int q_begin, int document, int rows) { return q_begin / rows + document; }
+PRULONG_HOST_DEVICE int scratch_tiles(const Batch& batch) {
+  return batch.q_tokens / backward_tile_rows(batch.head_dim) + batch.documents;
+}
+
+/// The rows of one scratch tile.
+struct ScratchTile {
+  int row;   // first row in the packed tensors
+  int rows;  // of the document, from there on; 0: the tile is nobody's
+};
+PRULONG_HOST_DEVICE ScratchTile scratch_tile(const Batch& batch, int tile) {
+  const int rows = backward_tile_rows(batch.head_dim);
+  const int* bounds = batch.q_bounds;
+  int document = 0, end = batch.documents;  // the last document that begins at or before the tile
+  while (end - document > 1) {
+    const int middle = (document + end) / 2;
+    (first_scratch_tile(bounds[middle], middle, rows) <= tile ? document : end) = middle;
+  }
+  const int in_document = tile - first_scratch_tile(bounds[document], document, rows);
+  const int length = bounds[document + 1] - bounds[document];
+  if (in_document < 0 || in_document * rows >= length) return {0, 0};
+  return {bounds[document] + in_document * rows, detail::lesser(rows, length - in_document * rows)};
+}
+
+// Statistics of a tile's rows: `rows` floats lambda (in powers of two; P = 2^(scale log2(e) q.k - lambda)), then `rows`
+// floats D (dS = P (dP - D)). Set 0 is for local keys, or all keys of a head whose gate is 0 or 1; set 1 for the
+// complement.
+constexpr int kStatisticsSets = 2;
+PRULONG_HOST_DEVICE int64_t statistics_offset(const Batch& batch, int set, int query_head, int tile) {
+  const int64_t tiles = scratch_tiles(batch);
+  return ((int64_t{set} * batch.query_heads + query_head) * tiles + tile) * 2 * backward_tile_rows(batch.head_dim);
+}
+/// Sums of dQ: a tile is 64 x 64 accumulator fragments of a warpgroup, one after the other; a fragment's elements 4 j
+/// to 4 j + 3 of thread t are floats 512 j + 4 t and on.
+PRULONG_HOST_DEVICE int64_t dq_offset(const Batch& batch, int query_head, int tile) {
+  return (int64_t{query_head} * scratch_tiles(batch) + tile) * backward_tile_rows(batch.head_dim) * batch.head_dim;
+}
+
+/// Positions that see the key at position j, as one range.
+PRULONG_HOST_DEVICE Range seeing_positions(Branch branch, Locality locality, int j) {
+  constexpr int kEnd = 0x7fffffff;
+  if (branch == Branch::kGlobal) return {j, kEnd};
+  if (branch == Branch::kLocal) return {j, j < locality.sink ? kEnd : j + locality.window};
+  return {j < locality.sink ? kEnd : j + locality.window, kEnd};
+}
+
+/// What one key item does, as all warps of a CTA know it: for every query head of the group, the passes; in a pass its
+/// tiles from left to right.
+struct BackwardItem {
+  int steps;                     // in all; -1: no more items
+  int kv_head, key_begin, keys;  // key_begin: position of the block's first key; keys <= kKeyBlock: how many there are
+  int k_row;                     // of the first key in the packed tensors
+  int q_row, q_rows;             // of the document in the packed tensors
+  int first_position;            // of its row 0
+  int first_tile;                // its first scratch tile
+  Branch branch[2];              // of the passes
+  int unused;
+  Range tiles[2];  // of the document; the second is empty unless the head is fractional
+};
+static_assert(sizeof(BackwardItem) == 64);
+
+PRULONG_HOST_DEVICE BackwardItem backward_item(const Batch& batch, const KeyItem& item) {
+  const int rows = backward_tile_rows(batch.head_dim);
+  const DocumentRows& document = item.document;
+  BackwardItem result;
+  result.kv_head = item.kv_head;
+  result.key_begin = item.keys.begin;
+  result.keys = item.keys.size();
+  result.k_row = document.k_begin + item.keys.begin;
+  result.q_row = document.q_begin;
+  result.q_rows = document.q_length;
+  result.first_position = document.first_position();
+  result.first_tile = first_scratch_tile(document.q_begin, document.index, rows);
+  result.branch[0] = item.fractional ? Branch::kLocal : item.branch;
+  result.branch[1] = Branch::kComplement;
+  result.steps = 0;
+  PRULONG_UNROLL
+  for (int pass = 0; pass < 2; ++pass) {
+    result.tiles[pass] = {0, 0};
+    if (pass == 1 && !item.fractional) continue;
+    const Range positions = query_positions(result.branch[pass], batch.locality, item.keys, document.k_length);
+    result.tiles[pass] = detail::blocks_of(detail::greater(0, positions.begin - result.first_position),
+                                           positions.end - result.first_position, rows);
+    result.steps += batch.group() * result.tiles[pass].size();
+  }
+  result.unused = 0;
+  return result;
+}
+
+}  // namespace prulong::kernels
