@@ -14,7 +14,7 @@ constexpr int kBlocks = 8 * 132;        // what a Hopper GPU holds at a time; ea
 constexpr int kWidth = 8;               // elements of a vector: 16 bytes
 constexpr int kTokens = 16;             // that a block takes at a time
 constexpr int kRows = 16;               // of a split tile, likewise
-constexpr uint32_t kNaNs = 0x7fff7fff;  // two NaNs, of bfloat16 as of float16
+constexpr uint32_t kNaNs = 0x7fff7fff;  // a NaN of float, and two of bfloat16 as of float16
 
 template <ElementType kType, class Function>
 __device__ uint32_t map_pair(uint32_t a, uint32_t b, Function function, uint32_t* second) {
@@ -24,10 +24,10 @@ __device__ uint32_t map_pair(uint32_t a, uint32_t b, Function function, uint32_t
   return device::pack<kType>(low.out, high.out);
 }
 
-__device__ void poison(void* data, int64_t vectors) {
-  auto* words = static_cast<Word4*>(data);
-  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < vectors; i += int64_t{gridDim.x} * kThreads) {
-    words[i] = {kNaNs, kNaNs, kNaNs, kNaNs};
+__device__ void poison(void* data, int64_t bytes) {
+  auto* words = static_cast<uint32_t*>(data);
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < bytes / 4; i += int64_t{gridDim.x} * kThreads) {
+    words[i] = kNaNs;
   }
 }
 
@@ -123,7 +123,7 @@ template <ElementType kType>
 __global__ void __launch_bounds__(kThreads) combine_kernel(const __grid_constant__ CombineParams p) {
   const Batch& batch = p.schedule.batch;
   if (p.schedule.state->invalid != 0) {
-    poison(p.out, int64_t{batch.q_tokens} * batch.query_heads * batch.head_dim / kWidth);
+    poison(p.out, int64_t{batch.q_tokens} * batch.query_heads * batch.head_dim * 2);
     return;
   }
   if (p.delta != nullptr) combine_branches<kType>(p);
@@ -132,8 +132,8 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(const __grid_constant
 
 __global__ void __launch_bounds__(kThreads) poison_kernel(const __grid_constant__ PoisonParams p) {
   if (p.state->invalid == 0) return;
-  for (int i = 0; i < 3; ++i) {
-    if (p.data[i] != nullptr) poison(p.data[i], p.elements[i] / kWidth);
+  for (int i = 0; i < 4; ++i) {
+    if (p.data[i] != nullptr) poison(p.data[i], p.bytes[i]);
   }
 }
 

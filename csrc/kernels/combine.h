@@ -56,11 +56,11 @@ struct CombineParams {
 };
 cudaError_t launch_combine(const CombineParams& params, cudaStream_t stream);
 
-/// Fills 16-bit tensors with NaN if the schedule is invalid; else does nothing.
+/// Fills arrays of 16-bit or 32-bit floating point with NaN if the schedule is invalid; else does nothing.
 struct PoisonParams {
   const ScheduleState* state;
-  void* data[3];        // aligned to 16 bytes, or null
-  int64_t elements[3];  // multiples of 8
+  void* data[4];     // aligned to 4 bytes, or null
+  int64_t bytes[4];  // multiples of 4
 };
 cudaError_t launch_poison(const PoisonParams& params, cudaStream_t stream);
 
