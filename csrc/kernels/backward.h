@@ -16,16 +16,16 @@ namespace prulong::kernels {
 ///
 /// dk, dv and dgate have the same bits on every run; dq is summed in the order in which key blocks finish.
 struct BackwardParams {
-  Schedule schedule;            // with key items; its plan must come before in the stream
-  PackedTensor q, k, v, dout;   // float16 or bfloat16, head_dim 64 or 128; must fit a tensor map
-  float scale;                  // of Q K^T; positive
-  const void* out;              // [q tokens, query heads, head_dim], dense, aligned to 16 bytes
-  const void* delta;            // O_global - O_local, alike; read for fractional heads, null if there are none
-  const float* lse_global;      // [query heads, q tokens], natural logarithm; read for heads with gate > 0
-  const float* lse_local;       // alike, for heads with gate < 1
-  void* scratch;                // backward_scratch_bytes(), aligned to 256
-  void *dq, *dk, *dv;           // dense, of the type of q, aligned to 16 bytes
-  float* dgate;                 // [kv_heads]; 0 where the gate is 0 or 1
+  Schedule schedule;           // with key items; its plan must come before in the stream
+  PackedTensor q, k, v, dout;  // float16 or bfloat16, head_dim 64 or 128; must fit a tensor map
+  float scale;                 // of Q K^T; positive
+  const void* out;             // [q tokens, query heads, head_dim], dense, aligned to 16 bytes
+  const void* delta;           // O_global - O_local, alike; read for fractional heads, null if there are none
+  const float* lse_global;     // [query heads, q tokens], natural logarithm; read for heads with gate > 0
+  const float* lse_local;      // alike, for heads with gate < 1
+  void* scratch;               // backward_scratch_bytes(), aligned to 256
+  void *dq, *dk, *dv;          // dense, of the type of q, aligned to 16 bytes
+  float* dgate;                // [kv_heads]; 0 where the gate is 0 or 1
 };
 cudaError_t launch_backward(const BackwardParams& params, cudaStream_t stream);
 

@@ -251,8 +251,7 @@ class Consumer {
     for (int i = lane; i < 16 * kChunks; i += kWarpThreads) {
       const int r = warp_first + i / kChunks, chunk = i % kChunks;
       if (r >= count) break;
-      const Word4 word =
-          load_shared<Word4>(staged + chunk / 8 * Shape::kKeyPanel + r * 128 + ((chunk ^ r) % 8) * 16);
+      const Word4 word = load_shared<Word4>(staged + chunk / 8 * Shape::kKeyPanel + r * 128 + ((chunk ^ r) % 8) * 16);
       const int64_t head_row = int64_t{first_row + r} * a_.schedule.batch.kv_heads + head;
       store_global(static_cast<Word4*>(to) + head_row * kChunks + chunk, word);
     }

@@ -30,8 +30,8 @@ cudaError_t launch(const BackwardRows& rows, const BackwardArguments& arguments,
     status = cudaFuncSetAttribute(kernel<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes);
   }
   if (status != cudaSuccess) return status;
-  prepare<Shape><<<static_cast<unsigned>(prepare_blocks(rows.batch)), kBackwardRowThreads, kPrepareSharedBytes,
-                   stream>>>(rows);
+  prepare<Shape>
+      <<<static_cast<unsigned>(prepare_blocks(rows.batch)), kBackwardRowThreads, kPrepareSharedBytes, stream>>>(rows);
   kernel<Shape><<<processors, Shape::kThreads, Shape::kSharedBytes, stream>>>(arguments);
   finish<Shape><<<static_cast<unsigned>(finish_blocks(rows.batch)), kBackwardRowThreads,
                   kFinishSharedBytes<Shape::kHeadDim>, stream>>>(rows);

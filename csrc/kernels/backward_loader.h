@@ -218,8 +218,8 @@ class Loader {
                    Step{position, item.key_begin(), static_cast<int>(branch), masked ? 1 : 0});
     }
     const Shared q[] = {memory_ + Shape::kQ + ring_.stage * Shape::kQueryBytes};
-    load_mended(barriers_.q_full(ring_.stage), Shape::kQueryBytes + Shape::kStatisticsBytes, q, Shape::kQueryPanel, valid,
-                [&](Shared barrier) {
+    load_mended(barriers_.q_full(ring_.stage), Shape::kQueryBytes + Shape::kStatisticsBytes, q, Shape::kQueryPanel,
+                valid, [&](Shared barrier) {
                   load_panels(q[0], a_.q, barrier, Shape::kQueryPanel, row, query_head, true);
                   load_bulk(memory_ + Shape::kStatistics + ring_.stage * Shape::kStatisticsBytes, statistics,
                             Shape::kStatisticsBytes, barrier);
@@ -254,8 +254,8 @@ PRULONG_DEVICE void add_sums(const BackwardArguments& a, Shared memory, int half
       arrive_named(kSumsEmptyBarrier + half, kSumsThreads);
       sync_named(kSumsFullBarrier + half, kSumsThreads);
       if (elect_one()) {
-        add_bulk(a.dq_sums + dq_offset(batch, query_head, item.first_tile() + tile) + half * (Shape::kSumBytes / 4), sums,
-                 Shape::kSumBytes);
+        add_bulk(a.dq_sums + dq_offset(batch, query_head, item.first_tile() + tile) + half * (Shape::kSumBytes / 4),
+                 sums, Shape::kSumBytes);
         commit_stores();
       }
     });

@@ -34,7 +34,11 @@ struct Tensor {
   std::vector<uint16_t> bits;
 
   Tensor(ElementType element, int rows, int columns, int depth, int pad)
-      : type(element), tokens(rows), heads(columns), dim(depth), padding(pad),
+      : type(element),
+        tokens(rows),
+        heads(columns),
+        dim(depth),
+        padding(pad),
         bits(static_cast<size_t>(rows) * static_cast<size_t>((columns + pad) * depth), kNanBits) {}
   void randomize(float magnitude, std::mt19937_64& random) {
     std::normal_distribution<float> normal(0, magnitude);
@@ -67,9 +71,19 @@ class Reference {
  public:
   Reference(const Example& example, const Batch& batch, const Tensor& q, const Tensor& k, const Tensor& v,
             const Tensor& dout)
-      : batch_(batch), q_(q), k_(k), v_(v), dout_(dout), dim_(static_cast<size_t>(batch.head_dim)),
-        dq(size(batch.query_heads)), dk(size(batch.kv_heads)), dv(dk.size()), out(dq.size()), delta(dq.size()),
-        lse_global(static_cast<size_t>(batch.query_heads * batch.q_tokens)), lse_local(lse_global.size()),
+      : batch_(batch),
+        q_(q),
+        k_(k),
+        v_(v),
+        dout_(dout),
+        dim_(static_cast<size_t>(batch.head_dim)),
+        dq(size(batch.query_heads)),
+        dk(size(batch.kv_heads)),
+        dv(dk.size()),
+        out(dq.size()),
+        delta(dq.size()),
+        lse_global(static_cast<size_t>(batch.query_heads * batch.q_tokens)),
+        lse_local(lse_global.size()),
         dgate(static_cast<size_t>(batch.kv_heads)) {
     for (int d = 0; d < batch.documents; ++d) {
       if (std::count(example.poisoned.begin(), example.poisoned.end(), d) != 0) continue;
@@ -125,8 +139,7 @@ class Reference {
     for (int j = 0; j <= i; ++j) {
       const size_t n = static_cast<size_t>(j), k_at = at(batch_.kv_heads, begin + j, kv_head);
       const double p = z * global.p[n] + (1 - z) * local.p[n];
-      const double ds =
-          z * global.p[n] * (dp[n] - global.mean) + (1 - z) * local.p[n] * (dp[n] - local.mean);
+      const double ds = z * global.p[n] * (dp[n] - global.mean) + (1 - z) * local.p[n] * (dp[n] - local.mean);
       for (size_t e = 0; e < dim_; ++e) {
         const int column = static_cast<int>(e);
         const double value = v_.value(begin + j, kv_head, column);
