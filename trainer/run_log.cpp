@@ -34,6 +34,15 @@ void drop_lines_after(const std::filesystem::path& path, int64_t step) {
   write_file_atomically(path, kept);
 }
 
+/// The numbers of an object and of those inside it; not the step that they belong to.
+void collect_scalars(const nlohmann::json& object, const std::string& prefix, Scalars& scalars) {
+  for (const auto& [key, value] : object.items()) {
+    const std::string name = prefix + key;
+    if (value.is_object()) collect_scalars(value, name + "/", scalars);
+    if (value.is_number() && name != "step") scalars.emplace_back(name, value.get<double>());
+  }
+}
+
 }  // namespace
 
 std::string format_seconds(double seconds) {
@@ -51,19 +60,28 @@ std::string format_seconds(double seconds) {
 }
 
 RunLog::RunLog(const std::filesystem::path& folder, int64_t resume_step)
-    : metrics_path_(folder / "metrics.jsonl"), terminal_(::isatty(STDERR_FILENO) == 1), last_plain_step_(resume_step) {
+    : metrics_path_(folder / "metrics.jsonl"),
+      terminal_(::isatty(STDERR_FILENO) == 1),
+      resume_step_(resume_step),
+      last_plain_step_(resume_step) {
   drop_lines_after(metrics_path_, resume_step);
   metrics_.open(metrics_path_, std::ios::app);
   if (!metrics_) throw Error(metrics_path_.string() + ": cannot be written; check the folder's permissions");
+  const auto log_path = (folder / "log.txt").string();
+  const auto fail = [log_path](const std::string& reason) {
+    throw Error(log_path + ": cannot be written: " + reason + "; free space or check permissions, and run again");
+  };
   try {
     auto console = std::make_shared<spdlog::sinks::stderr_color_sink_mt>();
     console->set_pattern("%v");
-    auto file = std::make_shared<spdlog::sinks::basic_file_sink_mt>((folder / "log.txt").string());
+    auto file = std::make_shared<spdlog::sinks::basic_file_sink_mt>(log_path);
     file->set_pattern("%Y-%m-%dT%H:%M:%S %l %v");
-    spdlog::set_default_logger(std::make_shared<spdlog::logger>("prulong", spdlog::sinks_init_list{console, file}));
+    auto logger = std::make_shared<spdlog::logger>("prulong", spdlog::sinks_init_list{console, file});
+    logger->set_error_handler(fail);
+    spdlog::set_default_logger(std::move(logger));
     spdlog::flush_on(spdlog::level::info);
   } catch (const spdlog::spdlog_ex& error) {
-    throw Error((folder / "log.txt").string() + ": cannot be written: " + error.what());
+    fail(error.what());
   }
 }
 
@@ -103,7 +121,14 @@ void RunLog::progress(const Progress& p) {
 
 void RunLog::metrics(const std::string& json_object) {
   metrics_ << json_object << '\n' << std::flush;
-  if (!metrics_) throw Error(metrics_path_.string() + ": cannot be written (disk full?); free space and run again");
+  if (!metrics_) {
+    throw Error(metrics_path_.string() + ": cannot be written (disk full?); free space and run the same command again");
+  }
+  const auto object = nlohmann::json::parse(json_object);
+  Scalars scalars;
+  collect_scalars(object, "", scalars);
+  if (!events_) events_.emplace(metrics_path_.parent_path(), resume_step_);
+  events_->write(object.at("step").get<int64_t>(), scalars);
 }
 
 }  // namespace prulong

@@ -4,7 +4,10 @@
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 #include <string>
+
+#include "trainer/event_file.h"
 
 namespace prulong {
 
@@ -21,8 +24,8 @@ struct Progress {
   double seconds_left = 0;
 };
 
-/// A run's messages (console and `folder`/log.txt) and its measurements (`folder`/metrics.jsonl). The only place that
-/// knows the logging library, which must not meet torch's headers.
+/// A run's messages (console and `folder`/log.txt) and its measurements (`folder`/metrics.jsonl, and the same numbers
+/// for TensorBoard). The only place that knows the logging library, which must not meet torch's headers.
 class RunLog {
  public:
   /// @param folder  must exist. Lines of metrics.jsonl for steps after `resume_step` are dropped: the run repeats them.
@@ -38,7 +41,9 @@ class RunLog {
   /// One line that renews itself on a terminal; elsewhere a plain line now and then.
   void progress(const Progress& progress);
 
-  /// Appends one JSON object, given as text without a newline.
+  /// Appends one JSON object with a "step", given as text without a newline. TensorBoard gets its numbers under the
+  /// same names, those of inner objects joined by '/': "held_out/full/loss_nats".
+  /// @throws Error naming the file that cannot be written.
   void metrics(const std::string& json_object);
 
  private:
@@ -46,9 +51,11 @@ class RunLog {
 
   std::ofstream metrics_;
   std::filesystem::path metrics_path_;
+  std::optional<EventFile> events_;  // from the first measurement on: a finished run adds no empty file
   bool terminal_;
   bool line_open_ = false;
-  int64_t last_plain_step_ = 0;
+  int64_t resume_step_;
+  int64_t last_plain_step_;
 };
 
 /// "1:23:45", "12:34" or "45 s".

@@ -22,10 +22,7 @@ class LogFolder {
   }
   LogFolder(const LogFolder&) = delete;
   LogFolder& operator=(const LogFolder&) = delete;
-  ~LogFolder() {
-    for (const char* name : {"metrics.jsonl", "log.txt"}) std::filesystem::remove(path_ / name);
-    std::filesystem::remove(path_);
-  }
+  ~LogFolder() { std::filesystem::remove_all(path_); }
   const std::filesystem::path& path() const { return path_; }
   std::filesystem::path metrics() const { return path_ / "metrics.jsonl"; }
 
@@ -83,6 +80,13 @@ TEST_CASE("Metrics are appended, messages are kept in log.txt") {
   log.metrics("{\"step\":2}");
   CHECK(read_text(folder.metrics()) == "{\"step\":1}\n{\"step\":2}\n");
   CHECK_THAT(read_text(folder.path() / "log.txt"), ContainsSubstring("warning: something {odd} of 100 %\n"));
+}
+
+TEST_CASE("A measurement that cannot be written, or has no step, is an error") {
+  const LogFolder folder;
+  RunLog log(folder.path(), 0);
+  CHECK_THROWS(log.metrics("{\"loss_nats\":1}"));
+  CHECK_THROWS_WITH(EventFile(folder.path() / "none", 0), ContainsSubstring("none/events.out.tfevents."));
 }
 
 TEST_CASE("A folder that cannot take a log is named") {
