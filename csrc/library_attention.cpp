@@ -132,10 +132,10 @@ std::tuple<at::Tensor, at::Tensor> LibraryAttention::forward_part(const Call& ca
         heads_first(q), heads_first(k), heads_first(v), /*attn_bias=*/std::nullopt, /*compute_log_sumexp=*/true,
         /*dropout_p=*/0.0, /*is_causal=*/true, /*return_debug_mask=*/false, scale_);
     const at::Tensor& lse = std::get<1>(result);
-    TORCH_CHECK(lse.numel() == q.size(1) * q.size(0) && lse.is_contiguous() && lse.scalar_type() == at::kFloat,
-                "cuDNN attention: log-sum-exp must be [1, query heads, tokens] = [1, ", q.size(1), ", ", q.size(0),
-                "] float32, got ", lse.sizes(), " ", lse.scalar_type(), "; this build expects torch 2.11");
-    return {tokens_first(std::get<0>(result)), lse.view({q.size(1), q.size(0)})};
+    TORCH_CHECK(lse.numel() == q.size(1) * q.size(0) && lse.size(1) == q.size(1) && lse.scalar_type() == at::kFloat,
+                "cuDNN attention: log-sum-exp must be [1, query heads, tokens, 1] = [1, ", q.size(1), ", ", q.size(0),
+                ", 1] float32, got ", lse.sizes(), " ", lse.scalar_type(), "; this build expects torch 2.11");
+    return {tokens_first(std::get<0>(result)), lse.reshape({q.size(1), q.size(0)}).contiguous()};
   }
   std::optional<int64_t> left, right;
   if (call.window > 0) {
@@ -163,8 +163,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> LibraryAttention::backward_part(c
     // PyTorch keeps cuDNN's plan by the inputs' strides alone, so dout and out must always come with the same ones.
     auto [dq, dk, dv] = at::_scaled_dot_product_cudnn_attention_backward(
         heads_first(dout.contiguous()), heads_first(q), heads_first(k), heads_first(v), heads_first(out.contiguous()),
-        lse.contiguous().unsqueeze(0), seed, offset, /*attn_bias=*/at::Tensor(), /*cum_seq_q=*/at::Tensor(),
-        /*cum_seq_k=*/at::Tensor(), q.size(0), k.size(0), /*dropout_p=*/0.0, /*is_causal=*/true, scale_);
+        lse.contiguous().view({1, q.size(1), q.size(0), 1}), seed, offset, /*attn_bias=*/at::Tensor(),
+        /*cum_seq_q=*/at::Tensor(), /*cum_seq_k=*/at::Tensor(), q.size(0), k.size(0), /*dropout_p=*/0.0,
+        /*is_causal=*/true, scale_);
     return {tokens_first(dq), tokens_first(dk), tokens_first(dv)};
   }
   // Only read with dropout.

@@ -11,7 +11,7 @@ if not torch.cuda.is_available():
     pytest.skip("no GPU", allow_module_level=True)
 
 from prulong.ops import gated_attention, masked_attention
-from test_ops import gates, make, reference, with_gradients
+from test_ops import check_against_reference, gates, make, with_gradients
 
 # (cu_seqlens, query heads, key heads, head_dim, sink, window). One document of 2,048 and more tokens goes to cuDNN, the others
 # to flash attention; beyond window + 4,096 tokens the sink's part has several stretches.
@@ -36,26 +36,8 @@ def cudnn(request):
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_gated_attention_matches_the_reference(case, dtype, cudnn):
-    q, k, v, cu, longest, locality = make(case, dtype, "cuda")
-    dout = torch.randn(q.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64).to("cuda", dtype)
     for gate in gates(case[2], dtype, "cuda"):
-        ours = with_gradients(lambda *x: gated_attention(*x, cu, longest, **locality), (q, k, v, gate), dout)
-        by_definition = lambda *x: reference(*x, case[0], **locality)  # noqa: E731
-        wide = [x.double() for x in (q, k, v, gate)]
-        exact = with_gradients(by_definition, wide, dout.double())
-        plain = with_gradients(by_definition, (q, k, v, gate), dout)
-        saturated = (gate == 0) | (gate == 1)
-        assert (ours[4][saturated] == 0).all()
-        ends = [by_definition(*wide[:3], torch.full_like(wide[3], end)) for end in (0.0, 1.0)]
-        noise = 3 * torch.finfo(dtype).eps * (dout.double() * (ends[1] - ends[0])).norm()  # of rounding delta
-        for name, a, b, c in zip(("out", "dq", "dk", "dv", "dgate"), ours, exact, plain):
-            if name == "dgate":
-                b, c = b * ~saturated, c * ~saturated
-                assert (a - b).abs().max() <= 2 * (c - b).abs().max() + noise + 1e-3, name
-                continue
-            assert a.isfinite().all(), name
-            assert (a - b).abs().max() <= 2 * (c - b).abs().max() + 1e-3 * (1 + b.abs().max()), name
-            assert (a - b).norm() <= max(2 * (c - b).norm(), (4e-3 if name == "out" else 1e-2) * b.norm()), name
+        check_against_reference(case, gate, dtype, "cuda")
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
