@@ -9,6 +9,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <cstring>
 #include <limits>
 
 #include "csrc/kernels/combine.h"
@@ -75,6 +77,8 @@ at::Tensor empty_statistics(const at::Tensor& q) {
 }  // namespace
 
 bool supports(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cu_seqlens, double scale) {
+  const char* choice = std::getenv("PRULONG_ATTENTION");
+  if (choice != nullptr && std::strcmp(choice, "library") == 0) return false;
   const at::ScalarType dtype = q.scalar_type();
   if (!q.is_cuda() || (dtype != at::kHalf && dtype != at::kBFloat16)) return false;
   if (q.size(2) != 64 && q.size(2) != 128) return false;

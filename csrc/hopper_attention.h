@@ -17,8 +17,9 @@
 /// Tensors as in the operators' schemas (library.cpp), already checked for shape, dtype and device.
 namespace prulong::hopper {
 
-/// Can the kernels compute this? (compute capability 9.0; float16 or bfloat16; head_dim 64 or 128; scale > 0; at least
-/// one token; sizes within 32-bit arithmetic)
+/// Shall the kernels compute this? They can on compute capability 9.0, for float16 or bfloat16, head_dim 64 or 128,
+/// scale > 0, at least one token, and sizes within 32-bit arithmetic. The environment variable
+/// PRULONG_ATTENTION=library leaves them out, to measure or to doubt them.
 bool supports(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cu_seqlens, double scale);
 
 /// gated_attention's forward half. delta and the log-sum-exp of a branch that a head does not compute are unspecified.

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# setmaxnreg ignored; wgmma serialised; a wait for wgmma put in by the compiler.
-COSTLY_NOTES = ("C7508", "C7510", "C7517")
+# setmaxnreg ignored, wgmma serialised, a wait for wgmma put in by the compiler.
+COSTLY_NOTES = re.compile(r"\(C75\d\d\)")  # C7508, C7510, C7512, C7517 and their like
 
 
 @dataclass
@@ -53,7 +53,7 @@ def parse(source: str, report: str) -> list[Kernel]:
             current.registers = int(found[1])
             shared = re.search(r"(\d+) bytes smem", line)
             current.static_shared = int(shared[1]) if shared else 0
-        if any(note in line for note in COSTLY_NOTES):
+        if COSTLY_NOTES.search(line):
             notes.append((line.strip(), current))
     for line, at in notes:
         named = re.search(r"function '(\w+)'", line)
