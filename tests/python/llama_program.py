@@ -10,7 +10,9 @@ import transformers
 from safetensors.torch import load_file
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PROGRAM = pathlib.Path(os.environ.get("PRULONG_BUILD", ROOT / "build" / "cpu")) / "bin" / "prulong_llama_logits"
+NAMED = os.environ.get("PRULONG_BIN")  # as conftest.py's bin_folder
+PLACES = [pathlib.Path(NAMED).resolve()] if NAMED else [ROOT / "build" / preset / "bin" for preset in ("cuda", "cpu")]
+PROGRAM = next((p for p in PLACES if (p / "prulong_llama_logits").is_file()), PLACES[-1]) / "prulong_llama_logits"
 
 
 def run_program(folder, out, documents, dtype="float32"):

@@ -241,7 +241,9 @@ TEST_CASE("What is not a plain YAML document is refused") {
   CHECK(error_of("- a\n") == "t.yaml:1: expected key: value lines, found a list");
   CHECK(error_of("model:\n\tpath: x\n") == "t.yaml:2: a tab in the indentation; use spaces");
   CHECK(error_of("model: &m {path: x}\n") == "t.yaml:1: anchors (&name) are not supported; write the value out");
-  CHECK(error_of("model: *m\n") == "t.yaml:1: not valid YAML: the referenced anchor is not defined");
+  // yaml-cpp 0.8 goes on with the name.
+  CHECK_THAT(error_of("model: *m\n"),
+             ContainsSubstring("t.yaml:1: not valid YAML: the referenced anchor is not defined"));
   CHECK(error_of("train:\n  steps: !!int 3\n") == "t.yaml:2: YAML tags are not supported: \"tag:yaml.org,2002:int\"");
   CHECK(error_of("? [a]\n: b\n") == "t.yaml:1: a key must be a name, found a list");
   CHECK(error_of("a: 1\n---\nb: 2\n") == "t.yaml: more than one YAML document");

@@ -104,9 +104,9 @@ JsonFile::JsonFile(JsonFile&&) noexcept = default;
 JsonFile::~JsonFile() = default;
 
 void JsonFile::require_format(const std::string& format, int64_t version) const {
-  const json& found = find(document_->root, "/format", path_);
+  const json found = find(document_->root, "/format", path_);
   if (found != format) fail(path_, "format \"" + format + "\" expected, " + shown(found) + " found");
-  const json& found_version = find(document_->root, "/version", path_);
+  const json found_version = find(document_->root, "/version", path_);
   if (found_version != version) {
     fail(path_, "version " + std::to_string(version) + " of " + format + " expected, " + shown(found_version) +
                     " found; prepare the data again");
