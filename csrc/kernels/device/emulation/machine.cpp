@@ -3,6 +3,10 @@
 
 #include <algorithm>
 #include <boost/context/protected_fixedsize_stack.hpp>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
 
 namespace prulong::kernels::device::emulation {
 
@@ -10,17 +14,28 @@ thread_local Machine* machine = nullptr;
 thread_local Thread* running = nullptr;
 
 namespace {
+#ifdef __SANITIZE_ADDRESS__
+constexpr size_t kStackBytes = 512 * 1024;
+#else
 constexpr size_t kStackBytes = 128 * 1024;
+#endif
 constexpr int kMaxIdlePolls = 10000;
 
 /// Stacks with a guard page, kept for later fibers: making one takes two system calls.
 struct Stacks {
   using traits_type = boost::context::stack_traits;
+  boost::context::stack_context* made;  // for its owner to see
   boost::context::stack_context allocate() {
-    if (kept().empty()) return boost::context::protected_fixedsize_stack(kStackBytes).allocate();
-    const boost::context::stack_context stack = kept().back();
-    kept().pop_back();
-    return stack;
+    if (kept().empty()) {
+      *made = boost::context::protected_fixedsize_stack(kStackBytes).allocate();
+    } else {
+      *made = kept().back();
+      kept().pop_back();
+    }
+#ifdef __SANITIZE_ADDRESS__
+    ASAN_UNPOISON_MEMORY_REGION(static_cast<char*>(made->sp) - made->size, made->size);
+#endif
+    return *made;
   }
   void deallocate(boost::context::stack_context& stack) { kept().push_back(stack); }
   static std::vector<boost::context::stack_context>& kept() {
@@ -28,6 +43,27 @@ struct Stacks {
     return stacks;
   }
 };
+
+/// Leaves the running stack for another; `resume` returns when the running one goes on. AddressSanitizer must be told.
+struct StackBounds {
+  const void* bottom = nullptr;
+  size_t size = 0;
+};
+template <class Resume>
+void switch_stacks([[maybe_unused]] StackBounds to, Resume resume) {
+#ifdef __SANITIZE_ADDRESS__
+  void* fake_stack = nullptr;
+  __sanitizer_start_switch_fiber(&fake_stack, to.bottom, to.size);
+  resume();
+  __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
+#else
+  resume();
+#endif
+}
+StackBounds scheduler_stack;
+
+/// Thrown into fibers that have not ended when the emulation has.
+struct Unwind {};
 
 // Column 0 .. threads - 1, then one per warpgroup.
 uint32_t first_columns(const LaunchOptions& options) {
@@ -90,21 +126,47 @@ Machine::Machine(const LaunchOptions& launch, const GlobalMemory& memory, const 
   shuffle_priorities();
 }
 
+Machine::~Machine() {
+  stopping_ = true;
+  for (Block& block : blocks_) {
+    for (Thread& thread : block.threads) {
+      if (thread.state != Thread::State::kDone) enter(thread);
+    }
+  }
+}
+
 void Machine::start_thread(Thread& thread) {
-  thread.fiber =
-      boost::context::fiber(std::allocator_arg, Stacks(), [this, &thread](boost::context::fiber&& scheduler) {
+  thread.fiber = boost::context::fiber(
+      std::allocator_arg, Stacks{&thread.stack}, [this, &thread](boost::context::fiber&& scheduler) {
         thread.scheduler = std::move(scheduler);
+#ifdef __SANITIZE_ADDRESS__
+        __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack.bottom, &scheduler_stack.size);
+#endif
         try {
-          kernel_();
-          finish_thread(thread);
-        } catch (const boost::context::detail::forced_unwind&) {
-          throw;
+          if (!stopping_) {
+            kernel_();
+            finish_thread(thread);
+          }
+        } catch (const Unwind&) {
         } catch (...) {
           if (!error_) error_ = std::current_exception();
         }
         thread.state = Thread::State::kDone;
+#ifdef __SANITIZE_ADDRESS__
+        __sanitizer_start_switch_fiber(nullptr, scheduler_stack.bottom, scheduler_stack.size);
+#endif
         return std::move(thread.scheduler);
       });
+}
+
+void Machine::enter(Thread& thread) {
+  switch_stacks({static_cast<char*>(thread.stack.sp) - thread.stack.size, thread.stack.size},
+                [&] { thread.fiber = std::move(thread.fiber).resume(); });
+}
+
+void Machine::leave(Thread& thread) {
+  switch_stacks(scheduler_stack, [&] { thread.scheduler = std::move(thread.scheduler).resume(); });
+  if (stopping_) throw Unwind{};
 }
 
 Counters Machine::run() {
@@ -153,7 +215,7 @@ void Machine::run_warp(Warp& warp) {
 
 void Machine::run_thread(Thread& thread) {
   running = &thread;
-  thread.fiber = std::move(thread.fiber).resume();
+  enter(thread);
   running = nullptr;
   if (error_) std::rethrow_exception(error_);
   if (thread.state == Thread::State::kRunnable) return;
@@ -173,7 +235,7 @@ void Machine::block(Thread::Wait wait, Site site, int64_t waits_for, int64_t pha
   thread.site = site;
   thread.waits_for = waits_for;
   thread.waits_phase = phase;
-  thread.scheduler = std::move(thread.scheduler).resume();
+  leave(thread);
 }
 
 void Machine::wake(Thread& thread) {

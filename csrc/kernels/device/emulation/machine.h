@@ -128,6 +128,7 @@ struct Thread {
   Warp* warp;
   Warpgroup* warpgroup;  // null where the block is no multiple of 128 threads
   int index;             // in its block
+  boost::context::stack_context stack = {};
   boost::context::fiber fiber, scheduler;
   State state = State::kRunnable;
   Wait wait = Wait::kWarp;
@@ -170,6 +171,9 @@ struct Block {
 class Machine {
  public:
   Machine(const LaunchOptions& options, const GlobalMemory& memory, const std::function<void()>& kernel);
+  ~Machine();
+  Machine(const Machine&) = delete;
+  Machine& operator=(const Machine&) = delete;
   Counters run();
 
   /// Throws an EmulationError about `thread` (the running one if null).
@@ -198,6 +202,8 @@ class Machine {
  private:
   size_t draw(size_t below) { return static_cast<size_t>(random_() % below); }
   void start_thread(Thread& thread);
+  void enter(Thread& thread);
+  void leave(Thread& thread);
   void run_warp(Warp& warp);
   void run_thread(Thread& thread);
   void finish_thread(Thread& thread);
@@ -220,6 +226,7 @@ class Machine {
   int idle_polls_ = 0;
   int unfinished_ = 0;
   std::exception_ptr error_;
+  bool stopping_ = false;
 };
 
 /// The machine that runs and its running thread; null outside.
