@@ -18,11 +18,12 @@ PRULONG_DEVICE int block_count();
 /// Start of the CTA's dynamic shared memory; a multiple of 1,024.
 PRULONG_DEVICE Shared shared_memory();
 
-/// Index of the warp in its CTA, in a form that the compiler knows to be the same for the whole warp.
+/// Index of the warp in its CTA.
 PRULONG_DEVICE int warp_index();
 PRULONG_DEVICE int lane_index();
-/// Index of the warpgroup (four warps) in its CTA, the same for the whole warp.
-PRULONG_DEVICE int warpgroup_index();
+/// Index of the warpgroup (four warps) in its CTA, in a form that the compiler knows to be the same for the whole warp.
+/// All 32 lanes call: it is a shuffle.
+PRULONG_DEVICE int warpgroup_index(PRULONG_SITE_ONLY);
 
 /// True in exactly one lane of the calling warp, always the same one. All 32 lanes call.
 PRULONG_DEVICE bool elect_one(PRULONG_SITE_ONLY);
@@ -49,7 +50,7 @@ PRULONG_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 PRULONG_DEVICE int block_index() { return static_cast<int>(blockIdx.x); }
 PRULONG_DEVICE int block_count() { return static_cast<int>(gridDim.x); }
 PRULONG_DEVICE Shared shared_memory() { return static_cast<Shared>(__cvta_generic_to_shared(dynamic_shared_memory)); }
-PRULONG_DEVICE int warp_index() { return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarpThreads, 0); }
+PRULONG_DEVICE int warp_index() { return static_cast<int>(threadIdx.x) / kWarpThreads; }
 PRULONG_DEVICE int lane_index() { return static_cast<int>(threadIdx.x) % kWarpThreads; }
 PRULONG_DEVICE int warpgroup_index() {
   return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarpgroupThreads, 0);

@@ -187,7 +187,7 @@ int block_count() { return machine->options.blocks; }
 Shared shared_memory() { return emulation::SharedMemory::kBegin; }
 int warp_index() { return running->index / kWarpThreads; }
 int lane_index() { return running->index % kWarpThreads; }
-int warpgroup_index() { return running->index / kWarpgroupThreads; }
+int warpgroup_index(Site site) { return shuffle(running->index / kWarpgroupThreads, 0, site); }
 
 bool elect_one(Site site) {
   call_together("elect_one", site, 0, {}, [](emulation::Warp&, Site) {});
