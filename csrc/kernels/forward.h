@@ -15,6 +15,8 @@ PRULONG_HOST_DEVICE constexpr int forward_query_rows(int head_dim) { return head
 /// write out and lse_global, of the local branch out and lse_local, of the complement delta and lse_global. A row
 /// without visible keys gets 0 and a log-sum-exp of -inf.
 ///
+/// Items with a slot for partial results leave them there instead, normalised; combine.h merges them.
+///
 /// What other documents hold, NaN included, has no influence. Within a document a key that the mask hides has none
 /// either, as long as its value is finite.
 struct ForwardParams {
@@ -25,6 +27,9 @@ struct ForwardParams {
   void* delta;           // alike; null if no head is fractional
   float* lse_global;     // [query heads, q tokens]; natural logarithm
   float* lse_local;      // alike; null if all heads are global
+  // [QueryItem::partial, query rows, head_dim] and [QueryItem::partial, query rows]; null if nothing is split.
+  float* partial_out = nullptr;
+  float* partial_lse = nullptr;
 };
 cudaError_t launch_forward(const ForwardParams& params, cudaStream_t stream);
 

@@ -14,6 +14,8 @@ struct ForwardArguments {
   float scale;                    // of raw scores, times log2(e); positive
   void *out_data, *delta_data;    // [tokens, query heads, head_dim] of 16 bits, dense
   float *lse_global, *lse_local;  // [query heads, tokens]
+  // [slots, query rows, head_dim] and [slots, query rows]
+  float *partial_out, *partial_lse;
 };
 
 /// Returns null, or what is wrong with a tensor.
@@ -25,6 +27,8 @@ inline const char* make_forward_arguments(const ForwardParams& params, ForwardAr
   arguments->delta_data = params.delta;
   arguments->lse_global = params.lse_global;
   arguments->lse_local = params.lse_local;
+  arguments->partial_out = params.partial_out;
+  arguments->partial_lse = params.partial_lse;
   PackedTensor out = params.q;
   out.token_stride = out.heads * out.head_dim;
   out.head_stride = out.head_dim;

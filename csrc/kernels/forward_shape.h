@@ -8,20 +8,18 @@
 
 namespace prulong::kernels {
 
-/// What the consumer warpgroups take turns at, so that one's softmax runs under the others' products.
-enum class Turns { kNone, kProducts, kExponentials };
-
 /// Sizes of a forward kernel and the plan of its shared memory.
-/// kOverlap: a warpgroup computes the next scores while it multiplies the last weights with their values.
-template <ElementType kElement, int kDim, Turns kTakeTurns = Turns::kProducts, bool kOverlapped = true,
-          int kGroups = forward_query_rows(kDim) / 64>
+/// kFlowing: a warpgroup begins an item's products while the last products of the one before run. kSkipping: it skips
+/// key blocks of which its own rows see nothing. kShare: of every 16 weights, how many are computed without the special
+/// function unit.
+template <ElementType kElement, int kDim, bool kFlowing = true, bool kSkipping = true, int kShare = 0>
 struct ForwardShape {
   static constexpr ElementType kType = kElement;
   static constexpr int kHeadDim = kDim;
-  static constexpr Turns kTurns = kTakeTurns;
-  static constexpr bool kOverlap = kOverlapped;
+  static constexpr bool kFlows = kFlowing, kSkips = kSkipping;
+  static constexpr int kPolynomials = kShare;
 
-  static constexpr int kConsumers = kGroups;
+  static constexpr int kConsumers = forward_query_rows(kDim) / 64;
   static constexpr int kQueryRows = 64 * kConsumers;
   static constexpr int kThreads = (kConsumers + 1) * device::kWarpgroupThreads;
   static constexpr int kProducerRegisters = kConsumers == 2 ? 24 : 32;
@@ -42,8 +40,9 @@ struct ForwardShape {
   static constexpr int kV = kK + kStages * kKeyBytes;
   static constexpr int kO = kV + kStages * kKeyBytes;
   static constexpr int kWork = kO + kConsumers * kPanels * kOutputPanel;
-  static constexpr int kBarriers = kWork + 2 * 64;
-  static constexpr int kBarrierCount = 4 + 4 * kStages;
+  static constexpr int kWorkBytes = 48;  // an item's
+  static constexpr int kBarriers = kWork + 2 * kWorkBytes;
+  static constexpr int kBarrierCount = 5 + 4 * kStages;
   static constexpr int kSharedBytes = kBarriers + 8 * kBarrierCount;
   static_assert(kSharedBytes <= device::kMaxSharedBytes);
 };

@@ -3,23 +3,13 @@
 #include <cmath>
 #include <cstdlib>
 #include <limits>
+#include <map>
 #include <random>
 
 #include "csrc/kernels/device/emulation/emulator.h"
 #include "csrc/kernels/forward_kernel.h"
 #include "tests/csrc/kernels/plans.h"
 #include "tests/support/catch.h"
-
-namespace prulong::kernels {
-
-// The forward's arguments are made as on the device, with the emulation's maps.
-const char* make_tensor_map(const PackedTensor& tensor, int box_rows, device::TensorMap* map) {
-  *map = device::emulation::make_tensor_map(tensor.data, 2, {tensor.head_dim, tensor.tokens, tensor.heads},
-                                            {tensor.token_stride * 2, tensor.head_stride * 2}, {64, box_rows, 1}, true);
-  return nullptr;
-}
-
-}  // namespace prulong::kernels
 
 using namespace prulong::kernels;
 using namespace prulong::kernels::tests;
@@ -34,7 +24,8 @@ struct Example {
   std::vector<float> gates = {1.0f};
   std::vector<int> q_lengths, k_lengths;
   Locality locality = {128, 256};
-  float magnitude = 1;             // of queries and keys
+  float magnitude = 1;  // of queries and keys
+  int split_parts = 0;
   std::vector<int> poisoned = {};  // documents whose keys and values are NaN
 };
 
@@ -45,7 +36,10 @@ struct Tensor {
   std::vector<uint16_t> bits;
 
   Tensor(ElementType element, int rows, int columns, int depth, float magnitude, std::mt19937_64& random)
-      : type(element), tokens(rows), heads(columns), dim(depth),
+      : type(element),
+        tokens(rows),
+        heads(columns),
+        dim(depth),
         bits(static_cast<size_t>(rows) * static_cast<size_t>((columns + 1) * depth), kNanBits) {
     std::normal_distribution<float> normal(0, magnitude);
     for (int t = 0; t < tokens; ++t) {
@@ -62,9 +56,7 @@ struct Tensor {
   double value(int token, int head, int d) const {
     return device::emulation::widen_element(type, bits[at(token, head, d)]);
   }
-  PackedTensor packed() const {
-    return {type, bits.data(), tokens, heads, dim, (heads + 1) * dim, dim};
-  }
+  PackedTensor packed() const { return {type, bits.data(), tokens, heads, dim, (heads + 1) * dim, dim}; }
 };
 
 struct Row {
@@ -76,9 +68,12 @@ class Forward {
  public:
   template <class Shape>
   Forward(Shape, const Example& example, uint64_t seed)
-      : example_(example), dim_(Shape::kHeadDim), type_(Shape::kType), random_(seed * 1000 + 17),
+      : example_(example),
+        dim_(Shape::kHeadDim),
+        type_(Shape::kType),
+        random_(seed * 1000 + 17),
         plan_(example.q_lengths, example.k_lengths, example.gates, example.group, Shape::kHeadDim, example.locality,
-              {Shape::kQueryRows}),
+              {Shape::kQueryRows, false, example.split_parts}),
         batch_(plan_.schedule().batch),
         q_(type_, batch_.q_tokens, batch_.query_heads, dim_, example.magnitude, random_),
         k_(type_, batch_.k_tokens, batch_.kv_heads, dim_, example.magnitude, random_),
@@ -94,6 +89,9 @@ class Forward {
     delta_ = out_;
     lse_global_.assign(rows, kNan);
     lse_local_ = lse_global_;
+    const size_t partial_rows = static_cast<size_t>(partial_capacity(plan_.schedule())) * Shape::kQueryRows;
+    partial_lse_.assign(partial_rows, kNan);
+    partial_out_.assign(partial_rows * static_cast<size_t>(dim_), kNan);
 
     ForwardParams params = {};
     params.schedule = plan_.schedule();
@@ -105,6 +103,8 @@ class Forward {
     params.delta = delta_.data();
     params.lse_global = lse_global_.data();
     params.lse_local = lse_local_.data();
+    params.partial_out = partial_out_.data();
+    params.partial_lse = partial_lse_.data();
     ForwardArguments arguments;
     REQUIRE(make_forward_arguments(params, &arguments) == nullptr);
 
@@ -117,6 +117,8 @@ class Forward {
     memory.add(delta_, "delta");
     memory.add(lse_global_, "lse_global");
     memory.add(lse_local_, "lse_local");
+    memory.add(partial_out_, "partial_out");
+    memory.add(partial_lse_, "partial_lse");
     memory.add(plan_.schedule().state, sizeof(ScheduleState), "schedule");
     device::emulation::LaunchOptions launch;
     launch.blocks = 2;
@@ -124,6 +126,7 @@ class Forward {
     launch.shared_bytes = Shape::kSharedBytes;
     launch.seed = seed;
     counters_ = emulate(launch, memory, [&] { forward::run<Shape>(arguments); });
+    merge_pieces();
   }
 
   // Holds every row that was to be written against the mathematics, and the others against their poison.
@@ -147,16 +150,16 @@ class Forward {
           if (std::count(example_.poisoned.begin(), example_.poisoned.end(), d) != 0) continue;
           for (int row = batch_.q_bounds[d]; row < batch_.q_bounds[d + 1]; ++row) {
             const Row want = reference(part.branch, d, row, head);
-            const size_t at = static_cast<size_t>(row) * static_cast<size_t>(batch_.query_heads) + static_cast<size_t>(head);
+            const size_t at =
+                static_cast<size_t>(row) * static_cast<size_t>(batch_.query_heads) + static_cast<size_t>(head);
             for (size_t e = 0; e < static_cast<size_t>(dim_); ++e) {
               const double got = device::emulation::widen_element(type_, part.out[at * static_cast<size_t>(dim_) + e]);
               REQUIRE(std::isfinite(got));
               worst = std::max(worst, std::fabs(got - want.exact[e]));
               worst_plain = std::max(worst_plain, std::fabs(want.plain[e] - want.exact[e]));
             }
-            const double lse =
-                static_cast<double>(part.lse[static_cast<size_t>(head) * static_cast<size_t>(batch_.q_tokens) +
-                                             static_cast<size_t>(row)]);
+            const double lse = static_cast<double>(
+                part.lse[static_cast<size_t>(head) * static_cast<size_t>(batch_.q_tokens) + static_cast<size_t>(row)]);
             REQUIRE((std::isfinite(lse) || lse == want.lse));
             if (lse != want.lse) worst_lse = std::max(worst_lse, std::fabs(lse - want.lse));
           }
@@ -170,8 +173,9 @@ class Forward {
       const GateKind kind = gate_kind(batch_, head / example_.group);
       for (int row = 0; row < batch_.q_tokens; ++row) {
         const size_t lse = static_cast<size_t>(head) * static_cast<size_t>(batch_.q_tokens) + static_cast<size_t>(row);
-        const size_t at = (static_cast<size_t>(row) * static_cast<size_t>(batch_.query_heads) + static_cast<size_t>(head)) *
-                          static_cast<size_t>(dim_);
+        const size_t at =
+            (static_cast<size_t>(row) * static_cast<size_t>(batch_.query_heads) + static_cast<size_t>(head)) *
+            static_cast<size_t>(dim_);
         if (kind != GateKind::kFractional) {
           REQUIRE(std::all_of(&delta_[at], &delta_[at] + dim_, [](uint16_t bits) { return bits == kNanBits; }));
         }
@@ -182,17 +186,58 @@ class Forward {
   }
 
   const device::emulation::Counters& counters() const { return counters_; }
+  /// (Token, head) pairs whose keys were split.
+  size_t split_rows() const { return pieces_; }
   const HostPlan& plan() const { return plan_; }
   const Tensor& k() const { return k_; }
   const Tensor& v() const { return v_; }
 
  private:
+  // Puts the results of split tiles where those of whole ones are.
+  void merge_pieces() {
+    const size_t columns = static_cast<size_t>(dim_);
+    std::map<std::pair<int, int>, std::vector<size_t>> pieces;  // by token and head: rows of partial results
+    std::vector<bool> written(partial_lse_.size());
+    for (const QueryItem& item : plan_.query_items()) {
+      if (item.partial < 0) continue;
+      for (int row = item.rows.begin; row < item.rows.end; ++row) {
+        const size_t from = static_cast<size_t>(item.partial * plan_.schedule().query_rows + row - item.rows.begin);
+        pieces[{item.document.q_begin + row, item.query_head}].push_back(from);
+        written.at(from) = true;
+      }
+    }
+    for (const auto& [row, from] : pieces) {
+      const auto [token, head] = row;
+      const size_t at =
+          static_cast<size_t>(token) * static_cast<size_t>(batch_.query_heads) + static_cast<size_t>(head);
+      float& lse =
+          lse_global_[static_cast<size_t>(head) * static_cast<size_t>(batch_.q_tokens) + static_cast<size_t>(token)];
+      REQUIRE(std::isnan(lse));
+      double total = 0;
+      for (const size_t n : from) total += std::exp(static_cast<double>(partial_lse_[n]));
+      lse = static_cast<float>(std::log(total));
+      for (size_t e = 0; e < columns; ++e) {
+        REQUIRE(out_[at * columns + e] == kNanBits);
+        double sum = 0;
+        for (const size_t n : from) {
+          sum += std::exp(static_cast<double>(partial_lse_[n])) / total *
+                 static_cast<double>(partial_out_[n * columns + e]);
+        }
+        out_[at * columns + e] = device::emulation::round_element(type_, static_cast<float>(sum));
+      }
+    }
+    for (size_t n = 0; n < written.size(); ++n) {
+      if (!written[n]) REQUIRE((std::isnan(partial_lse_[n]) && std::isnan(partial_out_[n * columns])));
+    }
+    pieces_ = pieces.size();
+  }
+
   double scale() const { return 1 / std::sqrt(static_cast<double>(dim_)); }
 
   Row reference(Branch branch, int d, int row, int head) const {
     const int kv_head = head / example_.group, k_begin = batch_.k_bounds[d];
-    const int position = row - batch_.q_bounds[d] + (batch_.k_bounds[d + 1] - k_begin) -
-                         (batch_.q_bounds[d + 1] - batch_.q_bounds[d]);
+    const int position =
+        row - batch_.q_bounds[d] + (batch_.k_bounds[d + 1] - k_begin) - (batch_.q_bounds[d + 1] - batch_.q_bounds[d]);
     const auto round = [&](double x) {
       const auto bits = device::emulation::round_element(type_, static_cast<float>(x));
       return static_cast<double>(device::emulation::widen_element(type_, bits));
@@ -239,11 +284,12 @@ class Forward {
   Batch batch_;
   Tensor q_, k_, v_;
   std::vector<uint16_t> out_, delta_;
-  std::vector<float> lse_global_, lse_local_;
+  std::vector<float> lse_global_, lse_local_, partial_out_, partial_lse_;
+  size_t pieces_ = 0;
   device::emulation::Counters counters_;
 };
 
-/// Schedules to try: 2, or PRULONG_EMULATION_SEEDS.
+/// Schedules to try: 5, or PRULONG_EMULATION_SEEDS.
 int seeds() {
   const char* text = std::getenv("PRULONG_EMULATION_SEEDS");
   return text != nullptr ? std::atoi(text) : 5;
@@ -266,7 +312,7 @@ void check(const Example& example) {
 
 TEST_CASE("a causal head matches the mathematics", "[forward]") {
   Example example;
-  example.q_lengths = example.k_lengths = {300};
+  example.q_lengths = example.k_lengths = {390};
   check<BFloat16Dim128>(example);
   check<BFloat16Dim64>(example);
 }
@@ -275,9 +321,18 @@ TEST_CASE("documents and gates of all kinds match the mathematics", "[forward]")
   Example example;
   example.gates = {0.0f, 1.0f, 1e-6f};
   example.locality = {5, 77};
-  example.q_lengths = example.k_lengths = {0, 1, 127, 128, 129, 257};
+  example.q_lengths = example.k_lengths = {0, 1, 127, 128, 129};
   check<BFloat16Dim128>(example);
   check<Float16Dim64>(example);
+}
+
+TEST_CASE("documents around two tiles, all of whose heads are local, match the mathematics", "[forward]") {
+  Example example;
+  example.gates = {0.0f};
+  example.locality = {128, 128};
+  example.q_lengths = example.k_lengths = {255, 256, 257};
+  check<BFloat16Dim64>(example);
+  check<Float16Dim128>(example);
 }
 
 TEST_CASE("queries shorter than keys match the mathematics", "[forward]") {
@@ -287,9 +342,21 @@ TEST_CASE("queries shorter than keys match the mathematics", "[forward]") {
   example.locality = {128, 128};
   example.q_lengths = {70, 1, 0};
   example.k_lengths = {515, 140, 30};
-  example.magnitude = 3;
   check<Float16Dim128>(example);
   check<BFloat16Dim64>(example);
+}
+
+TEST_CASE("inputs of a large norm in a large group match the mathematics", "[forward]") {
+  Example example;
+  example.magnitude = 3;
+  example.locality = {0, 100};
+  example.q_lengths = example.k_lengths = {200};
+  for (const auto& [group, gate] : {std::pair(8, 1.0f), std::pair(4, 0.0f)}) {
+    example.group = group;
+    example.gates = {gate};
+    check<BFloat16Dim128>(example);
+    check<Float16Dim64>(example);
+  }
 }
 
 TEST_CASE("nothing leaks from a neighbouring document", "[forward]") {
@@ -300,6 +367,22 @@ TEST_CASE("nothing leaks from a neighbouring document", "[forward]") {
   example.poisoned = {1, 3};
   check<BFloat16Dim128>(example);
   check<BFloat16Dim64>(example);
+}
+
+TEST_CASE("the pieces of a split tile add up to the whole", "[forward]") {
+  Example example;
+  example.gates = {1.0f, 0.0f};
+  example.q_lengths = {130, 20};
+  example.k_lengths = {2100, 1030};
+  example.split_parts = 8;
+  for (int seed = 1; seed <= seeds(); ++seed) {
+    const Forward wide(BFloat16Dim128{}, example, static_cast<uint64_t>(seed));
+    CHECK(wide.split_rows() > 100);
+    wide.check();
+    const Forward narrow(Float16Dim64{}, example, static_cast<uint64_t>(seed));
+    CHECK(narrow.split_rows() > 100);
+    narrow.check();
+  }
 }
 
 TEST_CASE("an item loads its tiles and no others", "[forward]") {
@@ -319,6 +402,5 @@ TEST_CASE("an item loads its tiles and no others", "[forward]") {
   CHECK(forward.counters().boxes_of(forward.v().bits.data()) == kPanels * steps);
   // Per step and warpgroup 8 products along the head and 8 along the keys.
   CHECK(forward.counters().products.at(128) == steps * BFloat16Dim128::kConsumers * 16);
-  CHECK(forward.counters().bytes_loaded ==
-        tiles * BFloat16Dim128::kQueryBytes + 2 * steps * BFloat16Dim128::kKeyBytes);
+  CHECK(forward.counters().bytes_loaded == tiles * BFloat16Dim128::kQueryBytes + 2 * steps * BFloat16Dim128::kKeyBytes);
 }
