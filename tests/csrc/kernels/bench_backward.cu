@@ -372,7 +372,7 @@ float time(const char* name, int tokens, float gate, int repeats, int query_head
   const BackwardRows rows = make_backward_rows(p.params);
   int processors = 0;
   OK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, 0));
-  OK(backward::launch<Shape>(rows, arguments, nullptr));  // sets the kernel's attributes
+  OK(cudaFuncSetAttribute(backward::kernel<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes));
   cudaEvent_t events[4];
   for (cudaEvent_t& e : events) OK(cudaEventCreate(&e));
   std::vector<float> times[4];
@@ -388,6 +388,7 @@ float time(const char* name, int tokens, float gate, int repeats, int query_head
         <<<unsigned(finish_blocks(rows.batch)), kBackwardRowThreads, (backward::kFinishSharedBytes<Shape::kHeadDim>)>>>(
             rows);
     OK(cudaEventRecord(events[3]));
+    OK(cudaGetLastError());
     OK(cudaEventSynchronize(events[3]));
     if (n < 3) continue;
     for (int i = 0; i < 4; ++i) {
