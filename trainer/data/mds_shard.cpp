@@ -116,9 +116,11 @@ class Shard final : public Block {
     check_file(path_, file.bytes(), *info_.zip);
     const auto size = static_cast<size_t>(info_.raw.bytes);
     const auto content = ZSTD_getFrameContentSize(file.bytes().data(), file.bytes().size());
-    const bool damaged = content == ZSTD_CONTENTSIZE_ERROR;
-    if (damaged) fail(path_, "not a zstd file: the shard is damaged; copy it again");
-    if (content != ZSTD_CONTENTSIZE_UNKNOWN && content > size) wrong_content(std::to_string(content));
+    if (content == ZSTD_CONTENTSIZE_ERROR) fail(path_, "not a zstd file: the shard is damaged; copy it again");
+    if (content == ZSTD_CONTENTSIZE_UNKNOWN) {  // the real writer always says it
+      fail(path_, "a zstd file that says the size of its content expected, none said; compress the shard again");
+    }
+    if (content != size) wrong_content(std::to_string(content));
     decompressed_ = std::make_unique_for_overwrite<std::byte[]>(size);
     const size_t result = ZSTD_decompress(decompressed_.get(), size, file.bytes().data(), file.bytes().size());
     if (ZSTD_isError(result)) {
