@@ -18,18 +18,16 @@ class Consumer {
 
   PRULONG_DEVICE void run() {
     take_item();
-    while (more_) {
+    while (left_ >= 0) {
       clear_sums();
       softmax_ = Softmax{};
-      int ending = q_.stage;
       if (stepping_) {
-        ending = visit();
+        visit();
       } else {
         drop_skipped();
-        q_.advance();
-        take_item();
+        take_next_item();
       }
-      finish(ending, finish_rows(ending));
+      finish(finish_rows());
     }
     drop_skipped();
     wait_stores<0>();
@@ -49,18 +47,18 @@ class Consumer {
     if (lane_index() == 0) arrive(barrier);
   }
   PRULONG_DEVICE void release_keys() {
-    release(barriers_.k_empty(k_.stage));
+    release(barriers_.k_empty(k_.stage()));
     k_.advance();
   }
   PRULONG_DEVICE void release_values() {
-    release(barriers_.v_empty(v_.stage));
+    release(barriers_.v_empty(v_.stage()));
     v_.advance();
   }
   /// Gives the values of skipped key blocks back, which come next. The last of them may be loaded only once the item
   /// before theirs is finished.
   PRULONG_DEVICE void drop_skipped() {
     for (; Shape::kSkips && skipped_ > 0; --skipped_) {
-      wait(barriers_.v_full(v_.stage), v_.parity);
+      wait(barriers_.v_full(v_.stage()), v_.parity());
       release_values();
     }
   }
@@ -68,33 +66,40 @@ class Consumer {
 
   /// Waits for the next item and finds its first step.
   PRULONG_DEVICE void take_item() {
-    wait(barriers_.q_full(q_.stage), q_.parity);
-    const WorkHead head = load_shared<WorkHead>(work(q_.stage));
-    const WorkRows rows = load_shared<WorkRows>(work(q_.stage) + 16);
-    const WorkSteps steps = load_shared<WorkSteps>(work(q_.stage) + 32);
-    more_ = shuffle(head.more, 0) != 0;
+    wait(barriers_.q_full(q_.stage()), q_.parity());
+    const WorkHead head = load_shared<WorkHead>(work(q_.stage()));
+    const WorkRows rows = load_shared<WorkRows>(work(q_.stage()) + 16);
+    const WorkSteps steps = load_shared<WorkSteps>(work(q_.stage()) + 32);
     branch_ = static_cast<Branch>(shuffle(head.branch, 0));
-    position_ = shuffle(rows.position, 0) + 64 * group_;
-    rows_ = kernels::detail::lesser(shuffle(rows.count, 0) - 64 * group_, 64);
-    left_ = more_ ? shuffle(steps.count, 0) : 0;
-    next_block_ = shuffle(steps.block, 0);
+    // A warpgroup beyond the document's rows is where no key is seen.
+    constexpr int kNowhere = -(1 << 20);
+    position_ = shuffle(rows.count > 64 * group_ ? rows.position + 64 * group_ : kNowhere, 0);
+    left_ = shuffle(head.more != 0 ? steps.count : -1, 0);
+    block_ = shuffle(steps.block, 0) + 1;
     near_begin_ = shuffle(steps.near_begin, 0);
-    far_end_ = shuffle(steps.far_end, 0);
     find_step();
   }
+
+  PRULONG_DEVICE void take_next_item() {
+    q_.advance();
+    take_item();
+  }
+  /// Of the item before the latest one taken.
+  PRULONG_DEVICE int last_stage() const { return q_.stage() ^ 1; }
 
   /// Goes on to the item's next step in which the warpgroup's rows see any key. Skips no more than the loader can be
   /// ahead, as the values of the step before may not have been given back.
   PRULONG_DEVICE void find_step() {
     for (stepping_ = false; left_ > 0 && !stepping_;) {
       --left_;
-      block_ = next_block_;
-      if (--next_block_ == near_begin_ - 1) next_block_ = far_end_ - 1;
+      if (--block_ == near_begin_ - 1) {
+        block_ = kernels::detail::lesser(block_, shuffle(load_shared<WorkSteps>(work(q_.stage()) + 32).far_end, 0) - 1);
+      }
       stepping_ = !Shape::kSkips || skipped_ == Shape::kStages - 1 ||
-                  any_visible(branch_, a_.schedule.batch.locality, {position_, position_ + rows_},
+                  any_visible(branch_, a_.schedule.batch.locality, {position_, position_ + 64},
                               {block_ * kKeyBlock, (block_ + 1) * kKeyBlock});
       if (!stepping_) {
-        wait(barriers_.k_full(k_.stage), k_.parity);
+        wait(barriers_.k_full(k_.stage()), k_.parity());
         release_keys();
         ++skipped_;
       }
@@ -103,8 +108,9 @@ class Consumer {
 
   /// Begins scores = Q K^T.
   PRULONG_DEVICE void multiply_keys() {
-    const Descriptor q = describe_k_major(memory_ + Shape::kQ).advanced(q_.stage * Shape::kQueryBytes + group_ * 8192);
-    const Descriptor k = describe_k_major(memory_ + Shape::kK).advanced(k_.stage * Shape::kKeyBytes);
+    const Descriptor q =
+        describe_k_major(memory_ + Shape::kQ).advanced(q_.stage() * Shape::kQueryBytes + group_ * 8192);
+    const Descriptor k = describe_k_major(memory_ + Shape::kK).advanced(k_.stage() * Shape::kKeyBytes);
     PRULONG_UNROLL
     for (int s = 0; s < Shape::kHeadDim / 16; ++s) {
       multiply<Shape::kType, Major::kK, Major::kK>(scores_, q.advanced(s / 4 * Shape::kQueryPanel + s % 4 * 32),
@@ -114,7 +120,8 @@ class Consumer {
   }
   /// Begins sums += weights V.
   PRULONG_DEVICE void multiply_values() {
-    const Descriptor v = describe_mn_major(memory_ + Shape::kV, Shape::kKeyPanel).advanced(v_.stage * Shape::kKeyBytes);
+    const Descriptor v =
+        describe_mn_major(memory_ + Shape::kV, Shape::kKeyPanel).advanced(v_.stage() * Shape::kKeyBytes);
     PRULONG_UNROLL
     for (int s = 0; s < kKeyBlock / 16; ++s) {
       multiply<Shape::kType, Major::kMN>(sums_, weights_, s, v.advanced(s * 2048), true);
@@ -149,10 +156,10 @@ class Consumer {
   /// The thread's upper row among the warpgroup's 64.
   PRULONG_DEVICE int warp_row() const { return 16 * (warp_index() % 4) + lane_index() / 4; }
 
-  /// Takes the item's steps, and those of items that follow, up to one without a step. Returns the stage of the last
-  /// item, which is yet to be finished.
-  PRULONG_DEVICE int visit() {
-    wait(barriers_.k_full(k_.stage), k_.parity);
+  /// Takes the item's steps, and those of items that follow, up to one without a step. The last one is yet to be
+  /// finished.
+  PRULONG_DEVICE void visit() {
+    wait(barriers_.k_full(k_.stage()), k_.parity());
     begin_matrices(scores_);
     multiply_keys();
     wait_matrices<0>(scores_);
@@ -160,27 +167,24 @@ class Consumer {
     drop_skipped();
     weigh();  // nothing is summed yet
     pack_weights();
-    int stage;
     for (;;) {
-      stage = q_.stage;
       find_step();
       const bool ends = !stepping_;
       if (ends) {
-        q_.advance();
-        take_item();
+        take_next_item();
         if (!stepping_ || !Shape::kFlows) break;
       }
-      wait(barriers_.k_full(k_.stage), k_.parity);
+      wait(barriers_.k_full(k_.stage()), k_.parity());
       begin_matrices(scores_);
       multiply_keys();
-      wait(barriers_.v_full(v_.stage), v_.parity);
+      wait(barriers_.v_full(v_.stage()), v_.parity());
       begin_matrices(sums_, weights_);
       multiply_values();
       wait_matrices<1>(scores_);
       release_keys();
       Inverse inverse = {};
       if (ends) {
-        inverse = finish_rows(stage);
+        inverse = finish_rows();
         softmax_ = Softmax{};
       }
       const bool corrects = weigh();
@@ -188,23 +192,23 @@ class Consumer {
       release_values();
       drop_skipped();
       if (ends) {
-        finish(stage, inverse);
+        finish(inverse);
         clear_sums();
       } else if (corrects) {
         softmax_.correct(sums_);
       }
       pack_weights();
     }
-    wait(barriers_.v_full(v_.stage), v_.parity);
+    wait(barriers_.v_full(v_.stage()), v_.parity());
     begin_matrices(sums_, weights_);
     multiply_values();
     wait_matrices<0>(sums_, weights_);
     release_values();
-    return stage;
   }
 
-  /// Writes the log-sum-exps of the item in `stage`. Returns what its sums are to be multiplied with.
-  PRULONG_DEVICE Inverse finish_rows(int stage) {
+  /// Writes the log-sum-exps of the item before the latest one taken. Returns what its sums are to be multiplied with.
+  PRULONG_DEVICE Inverse finish_rows() {
+    const int stage = last_stage();
     const WorkHead head = load_shared<WorkHead>(work(stage));
     const WorkRows rows = load_shared<WorkRows>(work(stage) + 16);
     const bool local = head.branch == static_cast<int>(Branch::kLocal);
@@ -228,8 +232,9 @@ class Consumer {
     return inverse;
   }
 
-  /// Writes the output of the item in `stage` and gives the stage back.
-  PRULONG_DEVICE void finish(int stage, Inverse inverse) {
+  /// Writes that item's output and gives its stage back.
+  PRULONG_DEVICE void finish(Inverse inverse) {
+    const int stage = last_stage();
     const WorkHead head = load_shared<WorkHead>(work(stage));
     const WorkRows rows = load_shared<WorkRows>(work(stage) + 16);
     const int count = shuffle(rows.count, 0) - 64 * group_;
@@ -310,11 +315,10 @@ class Consumer {
   const int group_;
   Ring<2> q_;
   Ring<Shape::kStages> k_, v_;
-  // The latest item taken, if there was any more: its branch, the position of the warpgroup's first row, how many rows
-  // it has, the steps left, the next one's key block, and after which one comes which.
-  bool more_;
+  // The latest item taken: its branch, the position of the warpgroup's first row, how many steps are left (-1: there
+  // was no item), and the key block before which there is a gap.
   Branch branch_;
-  int position_, rows_, left_, next_block_, near_begin_, far_end_;
+  int position_, left_, near_begin_;
   // Is there a step to take, its key block, and how many blocks before it were skipped whose values are still there.
   bool stepping_;
   int block_, skipped_ = 0;

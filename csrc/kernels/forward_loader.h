@@ -71,7 +71,7 @@ class Loader {
     }
     load_owed();
     publish({}, {}, {});
-    if (leads_) arrive(barriers_.q_full(q_.stage));
+    if (leads_) arrive(barriers_.q_full(q_.stage()));
   }
 
  private:
@@ -80,8 +80,8 @@ class Loader {
 
   /// Waits for a place for an item's query tile and tells the consumers what to do with it.
   PRULONG_DEVICE void publish(WorkHead head, WorkRows rows, WorkSteps steps) {
-    wait(barriers_.q_empty(q_.stage), q_.parity ^ 1);
-    const Shared work = memory_ + Shape::kWork + q_.stage * Shape::kWorkBytes;
+    wait(barriers_.q_empty(q_.stage()), q_.parity() ^ 1);
+    const Shared work = memory_ + Shape::kWork + q_.stage() * Shape::kWorkBytes;
     if (!leads_) return;
     store_shared(work, head);
     store_shared(work + 16, rows);
@@ -98,17 +98,17 @@ class Loader {
             {first_row, item.rows.size(), position, 0},
             {steps, steps > 0 ? blocks.at(item.steps.begin) : 0, blocks.near.begin, blocks.far.end});
     if (steps > 0) {
-      load_tile(memory_ + Shape::kQ + q_.stage * Shape::kQueryBytes, a_.q, barriers_.q_full(q_.stage),
+      load_tile(memory_ + Shape::kQ + q_.stage() * Shape::kQueryBytes, a_.q, barriers_.q_full(q_.stage()),
                 Shape::kQueryPanel, first_row, item.query_head, false);
     } else if (leads_) {
-      arrive(barriers_.q_full(q_.stage));
+      arrive(barriers_.q_full(q_.stage()));
     }
     q_.advance();
     for (int step = item.steps.begin; step < item.steps.end; ++step) {
       const int first_key = blocks.at(step) * kKeyBlock, row = item.document.k_begin + first_key;
-      wait(barriers_.k_empty(k_.stage), k_.parity ^ 1);
-      load_tile(memory_ + Shape::kK + k_.stage * Shape::kKeyBytes, a_.k, barriers_.k_full(k_.stage), Shape::kKeyPanel,
-                row, item.kv_head, true);
+      wait(barriers_.k_empty(k_.stage()), k_.parity() ^ 1);
+      load_tile(memory_ + Shape::kK + k_.stage() * Shape::kKeyBytes, a_.k, barriers_.k_full(k_.stage()),
+                Shape::kKeyPanel, row, item.kv_head, true);
       k_.advance();
       load_owed();
       owed_ = {row, item.kv_head, kernels::detail::lesser(kKeyBlock, item.document.k_length - first_key)};
@@ -118,8 +118,8 @@ class Loader {
   /// Loads the values of the keys loaded before the latest ones: consumers need them only then.
   PRULONG_DEVICE void load_owed() {
     if (owed_.valid == 0) return;
-    const Shared values = memory_ + Shape::kV + v_.stage * Shape::kKeyBytes, full = barriers_.v_full(v_.stage);
-    wait(barriers_.v_empty(v_.stage), v_.parity ^ 1);
+    const Shared values = memory_ + Shape::kV + v_.stage() * Shape::kKeyBytes, full = barriers_.v_full(v_.stage());
+    wait(barriers_.v_empty(v_.stage()), v_.parity() ^ 1);
     const bool mends = owed_.valid < kKeyBlock;
     load_tile(values, a_.v, mends ? barriers_.mend() : full, Shape::kKeyPanel, owed_.row, owed_.head, true);
     if (mends) {

@@ -9,10 +9,11 @@
 namespace prulong::kernels {
 
 /// Sizes of a forward kernel and the plan of its shared memory.
-/// kFlowing: a warpgroup begins an item's products while the last products of the one before run. kSkipping: it skips
+/// kFlowing: a warpgroup begins an item's products while the last products of the one before run (at 64 columns that
+/// would spill registers). kSkipping: it skips
 /// key blocks of which its own rows see nothing. kShare: of every 16 weights, how many are computed without the special
 /// function unit.
-template <ElementType kElement, int kDim, bool kFlowing = true, bool kSkipping = true, int kShare = 0>
+template <ElementType kElement, int kDim, bool kFlowing = kDim == 128, bool kSkipping = true, int kShare = 0>
 struct ForwardShape {
   static constexpr ElementType kType = kElement;
   static constexpr int kHeadDim = kDim;

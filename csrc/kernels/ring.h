@@ -6,15 +6,17 @@
 namespace prulong::kernels {
 
 /// Where a thread stands in a ring of stages. parity: of the barrier phase in which the stage becomes full; a stage
-/// becomes empty in the other one.
+/// becomes empty in the other one. One register: a power of two stages.
 template <int kStages>
-struct Ring {
-  int stage = 0, parity = 0;
-  PRULONG_DEVICE void advance() {
-    const bool wraps = ++stage == kStages;
-    stage = wraps ? 0 : stage;
-    parity ^= wraps ? 1 : 0;
-  }
+class Ring {
+ public:
+  static_assert((kStages & (kStages - 1)) == 0);
+  PRULONG_DEVICE int stage() const { return static_cast<int>(steps_ % kStages); }
+  PRULONG_DEVICE int parity() const { return static_cast<int>(steps_ / kStages % 2); }
+  PRULONG_DEVICE void advance() { ++steps_; }
+
+ private:
+  uint32_t steps_ = 0;
 };
 
 }  // namespace prulong::kernels

@@ -2,7 +2,7 @@
 //
 // The forward kernel alone on a GPU, without torch: checks it against double-precision sums, then times it.
 //   nvcc -std=c++17 -O3 -t 0 --split-compile=0 -gencode=arch=compute_90a,code=sm_90a -I. -o bench_forward
-//     tests/csrc/kernels/bench_forward.cu csrc/kernels/{forward,forward_*,schedule,tensor_map}.cu
+//     tests/csrc/kernels/bench_forward.cu csrc/kernels/{combine,forward,forward_*,schedule,tensor_map}.cu
 //     csrc/kernels/schedule.cpp
 #include <cuda_bf16.h>
 
@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <vector>
 
+#include "csrc/kernels/combine.h"
 #include "csrc/kernels/forward_launch.h"
 #include "csrc/kernels/schedule_plan.h"
 
@@ -64,6 +65,7 @@ struct Case {
   float magnitude = 1;
   std::vector<int> nan_documents = {};
   std::vector<int> k_bounds = {};  // empty: bounds
+  int processors = 0;
 };
 
 // A case in GPU memory.
@@ -123,6 +125,7 @@ float run(Problem& p, int repeats) {
   const Batch batch = p.batch();
   ScheduleOptions options;
   options.query_rows = Shape::kQueryRows;
+  options.processors = p.c.processors;
   Array<unsigned char> memory(schedule_bytes(batch, options));
   ForwardParams params = {};
   params.schedule = make_schedule(batch, options, memory.data);
@@ -138,6 +141,19 @@ float run(Problem& p, int repeats) {
   params.delta = p.delta.data;
   params.lse_global = p.lse_global.data;
   params.lse_local = p.lse_local.data;
+  const size_t partial_rows = size_t(partial_capacity(params.schedule)) * Shape::kQueryRows;
+  Array<float> partial_out(partial_rows * dim), partial_lse(partial_rows);
+  partial_out.poison();
+  partial_lse.poison();
+  params.partial_out = partial_out.data;
+  params.partial_lse = partial_lse.data;
+  CombineParams combine = {};
+  combine.type = ElementType::kBFloat16;
+  combine.schedule = params.schedule;
+  combine.out = params.out;
+  combine.lse_global = params.lse_global;
+  combine.partial_out = partial_out.data;
+  combine.partial_lse = partial_lse.data;
   ForwardArguments arguments;
   if (const char* fault = make_forward_arguments(params, &arguments)) std::printf("%s\n", fault), std::exit(1);
   OK(launch_plan(params.schedule, nullptr));
@@ -149,6 +165,7 @@ float run(Problem& p, int repeats) {
     OK(cudaMemsetAsync(&params.schedule.state->next_query, 0, 4));
     OK(cudaEventRecord(begin));
     OK(forward::launch<Shape>(arguments, nullptr));
+    if (p.c.processors > 0) OK(launch_combine(combine, nullptr));
     OK(cudaEventRecord(end));
     OK(cudaEventSynchronize(end));
     float time;
@@ -270,6 +287,8 @@ bool check_small(const char* name) {
   cases.push_back(c);
   c = {Shape::kHeadDim, 6, 2, {130, 300}, {0, 50, 61, 461}, {0.3f, 1.0f}, 1, {}, {0, 50, 1061, 1761}};
   cases.push_back(c);
+  c = {Shape::kHeadDim, 8, 4, {128, 1024}, {0, 50, 200, 900}, {1, 0, 1, 0}, 1, {}, {0, 5000, 9000, 11000}, 64};
+  cases.push_back(c);
   bool good = true;
   for (const Case& one : cases) {
     Problem p(one, 11);
@@ -281,57 +300,94 @@ bool check_small(const char* name) {
   return good;
 }
 
+// Visible pairs of all query heads.
 double pairs_of(const Case& c) {
+  const std::vector<int>& k_bounds = Problem::k_of(c);
   double pairs = 0;
   for (size_t d = 0; d + 1 < c.bounds.size(); ++d) {
-    const double n = c.bounds[d + 1] - c.bounds[d];
-    pairs += n * (n + 1) / 2;
+    const int q_length = c.bounds[d + 1] - c.bounds[d], k_length = k_bounds[d + 1] - k_bounds[d];
+    for (int i = k_length - q_length; i < k_length; ++i) {
+      for (const float z : c.gate) {
+        const int window = std::min(i + 1, c.locality.window);
+        const int sink = std::min(i + 1 - window, c.locality.sink);
+        pairs += z == 0 ? window + sink : i + 1;
+      }
+    }
   }
-  return pairs;
+  return pairs * (c.query_heads / c.kv_heads);
+}
+
+template <class Shape>
+float time_case(const char* name, const char* what, const Case& c) {
+  Problem p(c, 5);
+  run<Shape>(p, 3);
+  const double flop = 4.0 * Shape::kHeadDim * pairs_of(c);
+  const float ms = run<Shape>(p, flop > 1e13 ? 20 : 50);
+  std::printf("time %-24s D %3d %-24s %8.3f ms %7.1f TFLOP/s\n", name, Shape::kHeadDim, what, ms, flop / ms * 1e-9);
+  if (p.q_tokens == 16384) {
+    check_branch(p, Branch::kGlobal, "global", 300);
+    check_branch(p, Branch::kLocal, "local", 300);
+  }
+  return ms;
 }
 
 template <class Shape>
 void time_variant(const char* name) {
-  const std::vector<int> lengths =
-      Shape::kHeadDim == 128 ? std::vector<int>{4096, 16384, 65536} : std::vector<int>{4096, 16384};
-  for (const int tokens : lengths) {
-    const Case c = {Shape::kHeadDim, 32, 8, {128, 1024}, {0, tokens}, std::vector<float>(8, 1.0f)};
-    Problem p(c, 5);
-    run<Shape>(p, 3);
-    const float ms = run<Shape>(p, tokens > 20000 ? 20 : 50);
-    const double flop = 4.0 * Shape::kHeadDim * c.query_heads * pairs_of(c);
-    std::printf("time %-24s D %3d causal %6d tokens: %8.3f ms %7.1f TFLOP/s\n", name, Shape::kHeadDim, tokens, ms,
-                flop / ms * 1e-9);
-    if (tokens == 16384) check_branch(p, Branch::kGlobal, "global", 300);
-  }
-  const Case c = {Shape::kHeadDim, 32, 8, {128, 1024}, {0, 16384}, std::vector<float>(8, 0.0f)};
-  Problem p(c, 7);
-  run<Shape>(p, 3);
-  const float ms = run<Shape>(p, 50);
-  double pairs = 0;
-  for (int i = 0; i < 16384; ++i) pairs += std::min(i + 1, 1024 + std::min(128, std::max(0, i + 1 - 1024)));
-  std::printf("time %-24s D %3d local  %6d tokens: %8.3f ms %7.1f TFLOP/s\n", name, Shape::kHeadDim, 16384, ms,
-              4.0 * Shape::kHeadDim * c.query_heads * pairs / ms * 1e-9);
-  check_branch(p, Branch::kLocal, "local", 300);
+  constexpr int kDim = Shape::kHeadDim;
+  const Locality locality = {128, 1024};
+  const std::vector<float> global(8, 1.0f), local(8, 0.0f), mixed = {0, 0, 1, 0, 0, 1, 0, 0};  // 75 % local
+  const auto whole = [&](int tokens, const std::vector<float>& gate) {
+    return Case{kDim, 32, 8, locality, {0, tokens}, gate};
+  };
+  const auto chunk = [&](int tokens, const std::vector<float>& gate, int processors = 0) {
+    Case c = whole(tokens, gate);
+    c.k_bounds = {0, 131072};
+    c.processors = processors;
+    return c;
+  };
+  time_case<Shape>(name, "causal 4096", whole(4096, global));
+  time_case<Shape>(name, "causal 16384", whole(16384, global));
+  if (kDim == 128) time_case<Shape>(name, "causal 65536", whole(65536, global));
+  time_case<Shape>(name, "local 4096", whole(4096, local));
+  time_case<Shape>(name, "local 16384", whole(16384, local));
+  const std::vector<int> short_documents = {0, 300, 1000, 1900, 2000, 2700, 3100, 4096, 6000, 6100, 7000, 8192};
+  time_case<Shape>(name, "causal documents 8192", {kDim, 32, 8, locality, short_documents, global});
+  if (kDim != 128) return;
+  const float all = time_case<Shape>(name, "8192 of 131072, global", chunk(8192, global));
+  const float some = time_case<Shape>(name, "8192 of 131072, mixed", chunk(8192, mixed));
+  std::printf("     %-24s 75 %% local heads: %.2f times faster\n", name, all / some);
+  time_case<Shape>(name, "2048 of 131072, mixed", chunk(2048, mixed));
+  time_case<Shape>(name, "the same, split", chunk(2048, mixed, 132));
 }
 
-template <int kDim, Turns kTurns, bool kOverlap, int kGroups>
+template <class Shape>
+void time_prefill(const char* name) {
+  Case c = {Shape::kHeadDim, 32, 8, {128, 1024}, {0, 131072}, std::vector<float>(8, 1.0f)};
+  const float all = time_case<Shape>(name, "131072, global", c);
+  c.gate = {0, 0, 1, 0, 0, 1, 0, 0};
+  const float some = time_case<Shape>(name, "131072, mixed", c);
+  std::printf("     %-24s 75 %% local heads: %.2f times faster\n", name, all / some);
+}
+
+template <int kDim, bool kFlows, bool kSkips, int kShare>
 bool variant(const char* name) {
-  using Shape = ForwardShape<ElementType::kBFloat16, kDim, kTurns, kOverlap, kGroups>;
+  using Shape = ForwardShape<ElementType::kBFloat16, kDim, kFlows, kSkips, kShare>;
   const bool good = check_small<Shape>(name);
   if (good) time_variant<Shape>(name);
   return good;
 }
 
 int main() {
-  bool good = variant<128, Turns::kProducts, true, 2>("products, overlap");
-  good = variant<128, Turns::kNone, true, 2>("none, overlap") && good;
-  good = variant<128, Turns::kExponentials, true, 2>("exponentials, overlap") && good;
-  good = variant<128, Turns::kExponentials, false, 2>("exponentials") && good;
-  good = variant<64, Turns::kProducts, true, 3>("products, overlap, 3") && good;
-  good = variant<64, Turns::kNone, true, 3>("none, overlap, 3") && good;
-  good = variant<64, Turns::kProducts, true, 2>("products, overlap, 2") && good;
-  good = variant<64, Turns::kExponentials, false, 2>("exponentials, 2") && good;
+  bool good = variant<128, false, false, 0>("plain");
+  good = variant<128, true, false, 0>("flow") && good;
+  good = variant<128, true, true, 0>("flow, skip") && good;
+  good = variant<128, true, true, 2>("flow, skip, 2/16") && good;
+  good = variant<64, false, false, 0>("plain") && good;
+  good = variant<64, false, true, 0>("skip") && good;
+  good = variant<64, false, true, 2>("skip, 2/16") && good;
+  good = variant<64, false, true, 4>("skip, 4/16") && good;
+  good = variant<64, true, true, 0>("flow, skip (spills)") && good;
+  time_prefill<ForwardShape<ElementType::kBFloat16, 128>>("flow, skip");
   std::printf("%s\n", good ? "all good" : "FAILED");
   return good ? 0 : 1;
 }
