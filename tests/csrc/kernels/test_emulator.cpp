@@ -165,6 +165,21 @@ TEST_CASE("lanes of a warp must call together") {
                 if (lane_index() < 16) sync_warp();
               },
               {"deadlock", "16 lanes: sync_warp"});
+  check_small(64, 0,
+              [] {
+                if (lane_index() == 3) sync_named(1, 64);
+              },
+              {"deadlock", "1 lanes: sync_named", "1 of 32 lanes"});
+  check_small(128, 0,
+              [] {
+                if (lane_index() != 3) wait_matrices<0>();
+              },
+              {"deadlock", "wait_matrices", "31 of 32 lanes"});
+  check_small(32, 0,
+              [] {
+                if (thread_index() == 0) warpgroup_index();
+              },
+              {"deadlock", "1 of 32 lanes"});
 }
 
 TEST_CASE("warpgroups share the registers that were launched") {

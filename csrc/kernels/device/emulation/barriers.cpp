@@ -57,6 +57,7 @@ NamedBarrier& arrive_at_named(int number, int threads, const char* name, Site si
         std::string(name) + ": no barrier " + std::to_string(number) + " of " + std::to_string(threads) + " threads",
         site);
   }
+  converge(name, site);
   NamedBarrier& barrier = thread.block->named[static_cast<size_t>(number)];
   if (barrier.threads == 0) {
     barrier.threads = threads;

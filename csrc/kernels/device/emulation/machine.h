@@ -246,5 +246,7 @@ int launched_registers(int threads);
 /// Stops until all lanes of the running warp have called, then returns this lane's result. `complete` computes `out`
 /// from `in` and `address` once.
 Word4 call_together(const char* name, Site site, Shared address, Word4 in, void (*complete)(Warp& warp, Site site));
+/// Stops until all lanes of the running warp have called, from the same line: what PTX calls aligned.
+void converge(const char* name, Site site);
 
 }  // namespace prulong::kernels::device::emulation

@@ -172,6 +172,7 @@ void use(FragmentView fragment, const char* what, Site site) {
 void multiply(const Product& call, FragmentView d, Site site) {
   Thread& thread = *running;
   Warpgroup& group = warpgroup_of(thread, "multiply", site);
+  converge("multiply", site);
   use(d, "the accumulator", site);
   const int64_t index = thread.products - group.first_product;
   if (index == static_cast<int64_t>(group.products.size())) group.products.push_back(call);
@@ -212,6 +213,7 @@ void FragmentState::abandon() const noexcept {
 }
 
 void begin_matrices(const FragmentView* fragments, size_t count) {
+  converge("begin_matrices", {"", 0});
   for (size_t i = 0; i < count; ++i) {
     fragments[i].state->check_access();
     fragments[i].state->phase = FragmentState::Phase::kBegun;
@@ -237,6 +239,7 @@ void multiply(ElementType type, int columns, FragmentView d, FragmentView a, con
 void wait_matrices(int pending, const FragmentView* fragments, size_t count) {
   Thread& thread = *running;
   Warpgroup& group = warpgroup_of(thread, "wait_matrices", {"", 0});
+  converge("wait_matrices", {"", 0});
   const int64_t end = std::max<int64_t>(thread.groups - pending, 0);
   const Site site = thread.groups > 0 ? group.groups[static_cast<size_t>(thread.groups - 1)].site : Site{"", 0};
   while (group.completed_groups < end) {
@@ -264,6 +267,7 @@ void wait_matrices(int pending, const FragmentView* fragments, size_t count) {
 void commit_matrices(Site site) {
   emulation::Thread& thread = *emulation::running;
   emulation::Warpgroup& group = emulation::warpgroup_of(thread, "commit_matrices", site);
+  emulation::converge("commit_matrices", site);
   const auto index = static_cast<size_t>(thread.groups++);
   if (index == group.groups.size()) group.groups.push_back({site, thread.products});
   emulation::Warpgroup::Group& own = group.groups[index];

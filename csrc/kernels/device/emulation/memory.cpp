@@ -145,6 +145,10 @@ Word4 call_together(const char* name, Site site, Shared address, Word4 in, void 
   return call.out[lane];
 }
 
+void converge(const char* name, Site site) {
+  call_together(name, site, 0, {}, [](Warp&, Site) {});
+}
+
 int launched_registers(int threads) { return std::min(65536 / threads / 8 * 8, 248); }
 
 void set_registers(int registers, bool increase, Site site) {
@@ -153,6 +157,7 @@ void set_registers(int registers, bool increase, Site site) {
     machine->fail(std::string(name) + ": expected a multiple of 8 from 24 to 240, not " + std::to_string(registers),
                   site);
   }
+  converge(name, site);
   Warpgroup& group = warpgroup_of(*running, name, site);
   if (group.register_calls++ % kWarpgroupThreads == 0) {
     const int before = group.registers != 0 ? group.registers : launched_registers(machine->options.threads);
@@ -190,7 +195,7 @@ int lane_index() { return running->index % kWarpThreads; }
 int warpgroup_index(Site site) { return shuffle(running->index / kWarpgroupThreads, 0, site); }
 
 bool elect_one(Site site) {
-  call_together("elect_one", site, 0, {}, [](emulation::Warp&, Site) {});
+  emulation::converge("elect_one", site);
   return running->warp->elected == lane_index();
 }
 
