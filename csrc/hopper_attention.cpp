@@ -70,6 +70,15 @@ Planned plan(const kernels::Batch& batch, const kernels::ScheduleOptions& option
   return planned;
 }
 
+// For ScheduleOptions. 0 where query tiles are so many that none is ever cut: causal tiles of one head, the longest of
+// which is less than twice the mean.
+int count_processors(const kernels::Batch& batch, int query_rows, int device) {
+  int processors = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+  const int64_t tiles = int64_t{batch.q_tokens} / query_rows * batch.group();
+  return tiles >= 8 * int64_t{processors} ? 0 : processors;
+}
+
 at::Tensor empty_statistics(const at::Tensor& q) {
   return at::empty({q.size(1), q.size(0)}, q.options().dtype(at::kFloat));
 }
@@ -113,7 +122,9 @@ GatedSaved gated_forward(const at::Tensor& q_any, const at::Tensor& k_any, const
                                           .out = result.out.mutable_data_ptr(),
                                           .delta = result.delta.mutable_data_ptr(),
                                           .lse_global = result.lse_global.mutable_data_ptr<float>(),
-                                          .lse_local = result.lse_local.mutable_data_ptr<float>()},
+                                          .lse_local = result.lse_local.mutable_data_ptr<float>(),
+                                          .partial_out = nullptr,
+                                          .partial_lse = nullptr},
                                          stream));
   C10_CUDA_CHECK(kernels::launch_combine({.type = packed(q).type,
                                           .schedule = planned.schedule,
@@ -141,7 +152,16 @@ std::tuple<at::Tensor, at::Tensor> masked_forward(const at::Tensor& q_any, const
 
   kernels::Batch batch = make_batch(q, k, locality, cu_seqlens_q, cu_seqlens_k);
   batch.is_global = is_global.const_data_ptr<bool>();
-  const Planned planned = plan(batch, {.query_rows = kernels::forward_query_rows(batch.head_dim)}, q, stream);
+  const int query_rows = kernels::forward_query_rows(batch.head_dim);
+  const int processors = count_processors(batch, query_rows, q.get_device());
+  const Planned planned = plan(batch, {.query_rows = query_rows, .processors = processors}, q, stream);
+  at::Tensor partial_out, partial_lse;  // about 50 MB
+  if (processors > 0) {
+    const int64_t slots = kernels::partial_capacity(planned.schedule);
+    partial_out = at::empty({slots, query_rows, q.size(2)}, q.options().dtype(at::kFloat));
+    partial_lse = at::empty({slots, query_rows}, q.options().dtype(at::kFloat));
+  }
+  const auto floats = [](const at::Tensor& t) { return t.defined() ? t.mutable_data_ptr<float>() : nullptr; };
   C10_CUDA_CHECK(kernels::launch_forward({.schedule = planned.schedule,
                                           .q = packed(q),
                                           .k = packed(k),
@@ -149,17 +169,19 @@ std::tuple<at::Tensor, at::Tensor> masked_forward(const at::Tensor& q_any, const
                                           .scale = static_cast<float>(scale),
                                           .out = out.mutable_data_ptr(),
                                           .delta = nullptr,
-                                          .lse_global = lse.mutable_data_ptr<float>(),
-                                          .lse_local = lse.mutable_data_ptr<float>()},
+                                          .lse_global = floats(lse),
+                                          .lse_local = floats(lse),
+                                          .partial_out = floats(partial_out),
+                                          .partial_lse = floats(partial_lse)},
                                          stream));
   C10_CUDA_CHECK(kernels::launch_combine({.type = packed(q).type,
                                           .schedule = planned.schedule,
                                           .out = out.mutable_data_ptr(),
                                           .delta = nullptr,
-                                          .lse_global = lse.mutable_data_ptr<float>(),
-                                          .lse_local = lse.mutable_data_ptr<float>(),
-                                          .partial_out = nullptr,
-                                          .partial_lse = nullptr},
+                                          .lse_global = floats(lse),
+                                          .lse_local = floats(lse),
+                                          .partial_out = floats(partial_out),
+                                          .partial_lse = floats(partial_lse)},
                                          stream));
   return {out, lse};
 }

@@ -40,7 +40,7 @@ Schedule lay_out(const Batch& batch, const ScheduleOptions& options, Carver* mem
   const int64_t q_bytes = int64_t{batch.q_tokens} * batch.group() * batch.head_dim * 8;  // Q, dO and dQ's sums
   schedule.q_section = section_heads(k_bytes, batch.kv_heads);
   schedule.k_section = section_heads(q_bytes, batch.kv_heads);
-  schedule.split_parts = options.split_parts;
+  schedule.processors = options.processors;
   const int64_t q_places = batch.q_tokens / options.query_rows + batch.documents;
   const int64_t k_places = batch.k_tokens / kKeyBlock + batch.documents;
   schedule.state = memory->take<ScheduleState>(1);
@@ -48,7 +48,7 @@ Schedule lay_out(const Batch& batch, const ScheduleOptions& options, Carver* mem
   schedule.query_tiles = memory->take<Tile>(q_places);
   // Cutting adds at most partial_capacity tiles, whatever the heads.
   schedule.long_tiles =
-      options.split_parts > 0 ? memory->take<Tile>(q_places + partial_capacity(schedule)) : schedule.query_tiles;
+      options.processors > 0 ? memory->take<Tile>(q_places + partial_capacity(schedule)) : schedule.query_tiles;
   if (options.with_keys) schedule.key_tiles = memory->take<Tile>(k_places);
   schedule.buckets = memory->take<int>(detail::divide_up(batch.k_tokens, kKeyBlock));
   return schedule;
@@ -83,8 +83,8 @@ Schedule make_schedule(const Batch& batch, const ScheduleOptions& options, void*
   return lay_out(batch, options, &carver);
 }
 
-// A tile of more than 1 / parts of the work is cut into less than twice as many pieces as it has such shares.
-int partial_capacity(const Schedule& schedule) { return 2 * schedule.split_parts; }
+// A cut tile has less than twice as many pieces as shares of the work.
+int partial_capacity(const Schedule& schedule) { return 2 * detail::kShares * schedule.processors; }
 
 void plan_on_host(const Schedule& schedule) {
   Alone crew;

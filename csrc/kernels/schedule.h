@@ -61,10 +61,10 @@ struct ScheduleState {
 
 struct Schedule {
   Batch batch;
-  int query_rows;   // of a query tile
-  int q_section;    // KV heads in a section of query items
-  int k_section;    // KV heads in a section of key items
-  int split_parts;  // see ScheduleOptions
+  int query_rows;  // of a query tile
+  int q_section;   // KV heads in a section of query items
+  int k_section;   // KV heads in a section of key items
+  int processors;  // see ScheduleOptions
   // Written by the plan.
   ScheduleState* state;
   int* heads;         // [kv_heads] with gate > 0, then [kv_heads] with gate < 1: those with gate == 0 first
@@ -152,9 +152,9 @@ PRULONG_HOST_DEVICE KeyItem key_item(const Schedule& schedule, int index) {
 struct ScheduleOptions {
   int query_rows = 128;    // of a query tile
   bool with_keys = false;  // key items too
-  /// Cut the tiles of long heads such that no item is more than 1 / split_parts of all their work (nor is any cut finer
-  /// than a few key blocks); 0: never.
-  int split_parts = 0;
+  /// Multiprocessors among which the work of the long heads is to be shared evenly: where there are too few tiles for
+  /// that, tiles are cut into items that leave partial results. 0: no tile is cut.
+  int processors = 0;
 };
 
 /// Bytes of the memory in which a plan is written.

@@ -18,7 +18,17 @@ void plan_on_host(const Schedule& schedule);
 namespace detail {
 
 /// Key blocks that make a piece of a cut tile worth its prologue, its partial result and the merge.
-constexpr int kMinPieceBlocks = 8;
+constexpr int kMinPieceBlocks = 16;
+/// Shares of the work of a multiprocessor, each about a piece: enough of them to end together.
+constexpr int kShares = 3;
+
+/// Longest piece, in key blocks, for tiles of `shortest` to `longest` blocks, of which a multiprocessor gets `each`
+/// blocks in all. Taken longest first, tiles of all lengths share out well, unless one alone takes longest.
+PRULONG_HOST_DEVICE int longest_piece(int shortest, int longest, int64_t each) {
+  if (longest <= each && int64_t{shortest} * kShares <= each) return longest;
+  const int64_t share = each / kShares + 1;
+  return share < kMinPieceBlocks ? kMinPieceBlocks : share > longest ? longest : static_cast<int>(share);
+}
 
 /// The tile in a place of a list that has a place for every tile of every document, and some empty ones; false if it is
 /// empty. Document d's places start at bounds[d] / rows + d: that leaves enough for each, and no counting is needed.
@@ -146,14 +156,14 @@ PRULONG_DEVICE void make_plan(const Schedule& schedule, Crew& crew) {
   const int tiles = sort_tiles(crew, schedule.buckets, max_cost, q_places, visit_queries, schedule.query_tiles);
   if (crew.rank() == 0) state->query_tiles = state->long_tiles = tiles;
 
-  if (schedule.split_parts > 0 && state->long_heads > 0) {
+  if (schedule.processors > 0 && state->long_heads > 0 && tiles > 0) {
     int64_t own = 0, work = 0;
     for (int t = crew.rank(); t < tiles; t += crew.size()) own += query_cost(schedule.query_tiles[t], rows);
     crew.sum_before(own, &work);
-    const int64_t share = work * state->long_heads * batch.group() / schedule.split_parts + 1;
-    const int longest = share < kMinPieceBlocks ? kMinPieceBlocks
-                        : share > max_cost      ? max_cost
-                                                : static_cast<int>(share);
+    const int longest =
+        longest_piece(query_cost(schedule.query_tiles[tiles - 1], rows), query_cost(schedule.query_tiles[0], rows),
+                      work * state->long_heads * batch.group() / schedule.processors);
+    crew.sync();
     // Slots are given once, before the sort visits every tile twice.
     for (int t = crew.rank(); t < tiles; t += crew.size()) {
       Tile& tile = schedule.query_tiles[t];

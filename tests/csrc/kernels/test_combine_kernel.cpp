@@ -123,7 +123,7 @@ TEST_CASE("the combine kernel merges the pieces of split tiles into their rows")
   for (const int dim : {64, 128}) {
     ScheduleOptions options;
     options.query_rows = dim == 64 ? 192 : 128;
-    options.split_parts = 40;
+    options.processors = 13;
     const HostPlan plan({200, 0, 1}, {3000, 8, 2500}, {0, 1, 0}, 2, dim, {128, 256}, options);
     const Schedule& schedule = plan.schedule();
     const Batch& batch = schedule.batch;

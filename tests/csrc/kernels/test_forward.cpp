@@ -25,7 +25,7 @@ struct Example {
   std::vector<int> q_lengths, k_lengths;
   Locality locality = {128, 256};
   float magnitude = 1;  // of queries and keys
-  int split_parts = 0;
+  int processors = 0;
   std::vector<int> poisoned = {};  // documents whose keys and values are NaN
 };
 
@@ -73,7 +73,7 @@ class Forward {
         type_(Shape::kType),
         random_(seed * 1000 + 17),
         plan_(example.q_lengths, example.k_lengths, example.gates, example.group, Shape::kHeadDim, example.locality,
-              {Shape::kQueryRows, false, example.split_parts}),
+              {Shape::kQueryRows, false, example.processors}),
         batch_(plan_.schedule().batch),
         q_(type_, batch_.q_tokens, batch_.query_heads, dim_, example.magnitude, random_),
         k_(type_, batch_.k_tokens, batch_.kv_heads, dim_, example.magnitude, random_),
@@ -374,7 +374,7 @@ TEST_CASE("the pieces of a split tile add up to the whole", "[forward]") {
   example.gates = {1.0f, 0.0f};
   example.q_lengths = {130, 20};
   example.k_lengths = {2100, 1030};
-  example.split_parts = 8;
+  example.processors = 8;
   for (int seed = 1; seed <= seeds(); ++seed) {
     const Forward wide(BFloat16Dim128{}, example, static_cast<uint64_t>(seed));
     CHECK(wide.split_rows() > 100);

@@ -189,8 +189,8 @@ TEST_CASE("queries may be fewer than keys, and long tiles are cut where few head
   const std::vector<std::vector<int>> k_lists = {{3000}, {130, 9, 4096}, {5000}};
   for (size_t n = 0; n < q_lists.size(); ++n) {
     for (const std::vector<float>& gates : std::vector<std::vector<float>>{{1}, {0, 0}, {0, 1, 0, 1}}) {
-      for (const int parts : {0, 1, 3, 16, 1000}) {
-        const Case c = {q_lists[n], k_lists[n], gates, 2, {4, 100}, {.split_parts = parts}};
+      for (const int processors : {0, 1, 3, 16, 1000}) {
+        const Case c = {q_lists[n], k_lists[n], gates, 2, {4, 100}, {.processors = processors}};
         const HostPlan plan(c.q_lengths, c.k_lengths, c.gates, c.group, 64, c.locality, c.options);
         REQUIRE_FALSE(plan.overrun());
         check_query_items(c, plan);
@@ -201,24 +201,36 @@ TEST_CASE("queries may be fewer than keys, and long tiles are cut where few head
   }
 }
 
-TEST_CASE("a cut leaves no item longer than its share") {
-  // 16 tiles of 1,024 blocks and one global head of 32: uncut, 16 items would be all the work there is.
-  const std::vector<int> queries = {2048}, keys = {131072};
-  std::vector<float> gates(8, 0);
-  gates[3] = 1;
-  constexpr int kParts = 264;
-  const HostPlan plan(queries, keys, gates, 1, 128, {128, 1024}, {.split_parts = kParts});
-  int longest = 0, partial = 0;
-  int64_t work = 0;
-  for (const QueryItem& item : plan.query_items()) {
-    if (item.branch != Branch::kGlobal) continue;
-    longest = std::max(longest, item.steps.size());
-    partial += item.partial >= 0;
-    work += item.steps.size();
+TEST_CASE("tiles are cut where few of them would leave multiprocessors idle, and only there") {
+  constexpr int kProcessors = 132;
+  struct Shape {
+    int queries, keys, global_heads;
+    bool cut;
+  };
+  for (const Shape& shape :
+       std::vector<Shape>{{2048, 131072, 1, true},    // 16 tiles of equal length
+                          {2048, 131072, 12, true},   // 192: half of the multiprocessors would get two
+                          {8192, 131072, 12, false},  // 768: six rounds
+                          {1, 131072, 3, true},       // three
+                          {16384, 16384, 4, false},   // all lengths
+                          {32768, 32768, 1, true},    // 256 tiles, the longest more than a share
+                          {2048, 2048, 1, false}}) {  // too short for pieces
+    std::vector<float> gates(static_cast<size_t>(shape.global_heads) + 3, 0);
+    for (int h = 0; h < shape.global_heads; ++h) gates[static_cast<size_t>(h) + 1] = 1;
+    const HostPlan plan({shape.queries}, {shape.keys}, gates, 1, 128, {128, 1024}, {.processors = kProcessors});
+    int longest = 0, partial = 0;
+    int64_t work = 0;
+    for (const QueryItem& item : plan.query_items()) {
+      if (item.branch != Branch::kGlobal) continue;
+      longest = std::max(longest, item.steps.size());
+      partial += item.partial >= 0;
+      work += item.steps.size();
+    }
+    CAPTURE(shape.queries, shape.keys, shape.global_heads);
+    CHECK((partial > 0) == shape.cut);
+    CHECK(partial <= partial_capacity(plan.schedule()));
+    if (shape.cut) CHECK(longest <= std::max<int64_t>(work / (3 * kProcessors) + 1, 16));
   }
-  CHECK(longest <= work / kParts + 1);
-  CHECK(partial >= kParts);
-  CHECK(partial <= partial_capacity(plan.schedule()));
 }
 
 TEST_CASE("heads are taken in sections whose keys and values fit the cache") {
