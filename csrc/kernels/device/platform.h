@@ -13,7 +13,11 @@
 #define PRULONG_HOST_DEVICE __host__ __device__ __forceinline__
 #define PRULONG_SITE
 #define PRULONG_SITE_ONLY
+#ifdef __CUDA_ARCH__
 #define PRULONG_UNROLL _Pragma("unroll")
+#else  // nvcc's pass for the host, whose compiler does not know it
+#define PRULONG_UNROLL
+#endif
 #else
 #define PRULONG_ON_DEVICE 0
 #define PRULONG_DEVICE
