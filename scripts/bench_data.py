@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """Measures how fast training sequences are read, against numpy's memmap on the same tokens, and how fast a set of many
-shards opens. Everything lies in the page cache; one thread each; medians of runs that take turns.
+shards opens. Everything lies in the page cache; one thread each; seconds are processor time, so that other programs do
+not count; medians of runs that take turns.
 Writes docs/bench/data.json (--out elsewhere).
 
   cmake --build --preset cpu --target bench_reading && .venv/bin/python scripts/bench_data.py
@@ -91,13 +92,13 @@ def read_ours(program: Path, kind: str, path: Path, sequences: int) -> dict:
 
 
 def read_numpy(path: Path, sequences: int) -> float:
-    """Seconds to copy the file's sequences in random order, as a loader in Python does."""
+    """Processor seconds to copy the file's sequences in random order, as a loader in Python does."""
     order = np.random.default_rng(0).permutation(sequences)
-    start = time.perf_counter()
+    start = time.process_time()
     tokens = np.memmap(path, dtype="<u2", mode="r")
     for n in order:
         tokens[n * SEQ_LEN:(n + 1) * SEQ_LEN].astype(np.int32)
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def median_rates(sources: dict, program: Path, raw: Path, sequences: int, runs: int) -> dict:
@@ -116,7 +117,7 @@ def median_rates(sources: dict, program: Path, raw: Path, sequences: int, runs: 
 
 
 def open_many(program: Path, source: Path, folder: Path, runs: int) -> dict:
-    """Seconds to open an index of many shards and read the first sequence, of which each holds one."""
+    """Processor seconds to open an index of many shards and read the first sequence, of which each holds one."""
     shutil.copytree(source, folder)
     index = json.loads((folder / "index.json").read_text())
     index["shards"] = index["shards"][:1] * MANY_SHARDS
