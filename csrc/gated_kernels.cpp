@@ -122,6 +122,14 @@ Tensors backward(const at::Tensor& dout, const at::Tensor& q, const at::Tensor& 
                  int64_t window, double scale, std::array<bool, 4> needs) {
   check_inputs(kBackward, q, k, v, gate, cu_seqlens, sink, window, scale);
   check_results(dout, out, delta, lse_global, lse_local, q);
+  if (hopper::supports(q, k, cu_seqlens, scale) && hopper::supports_backward(needs)) {
+    const auto [dq, dk, dv, dgate] = hopper::gated_backward(dout, q, k, v, gate, {out, delta, lse_global, lse_local},
+                                                            cu_seqlens, {sink, window}, scale);
+    const auto if_needed = [&needs](size_t i, const at::Tensor& gradient) {
+      return needs[i] ? gradient : at::empty({0}, gradient.options());
+    };
+    return {if_needed(0, dq), if_needed(1, dk), if_needed(2, dv), if_needed(3, dgate)};
+  }
   const AttentionSpec spec = make_spec(kBackward, q, cu_seqlens, max_seqlen, sink, window, scale);
   const std::vector<HeadKind> kinds = kinds_of(read_gate(kBackward, gate));
   if (LibraryAttention::supports(q)) {

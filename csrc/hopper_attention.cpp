@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "csrc/hopper_attention.h"
 
+#include <ATen/Context.h>
 #include <ATen/ops/empty.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/cuda/CUDAException.h>
@@ -13,6 +14,7 @@
 #include <cstring>
 #include <limits>
 
+#include "csrc/kernels/backward.h"
 #include "csrc/kernels/combine.h"
 #include "csrc/kernels/forward.h"
 #include "csrc/kernels/schedule_plan.h"
@@ -36,6 +38,12 @@ kernels::PackedTensor packed(const at::Tensor& t) {
 at::Tensor addressable(const at::Tensor& t) {
   if (t.stride(2) == 1 && kernels::fits_tensor_map(packed(t))) return t;
   return t.clone(at::MemoryFormat::Contiguous);
+}
+
+// Dense and aligned, for kernels that read vectors.
+at::Tensor dense(const at::Tensor& t) {
+  const bool aligned = reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0;
+  return t.is_contiguous() && aligned ? t : t.clone(at::MemoryFormat::Contiguous);
 }
 
 kernels::Batch make_batch(const at::Tensor& q, const at::Tensor& k, const Locality& locality,
@@ -84,6 +92,10 @@ at::Tensor empty_statistics(const at::Tensor& q) {
 }
 
 }  // namespace
+
+bool supports_backward(const std::array<bool, 4>& needs) {
+  return (needs[0] || needs[1] || needs[2]) && !at::globalContext().deterministicAlgorithms();
+}
 
 bool supports(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cu_seqlens, double scale) {
   const char* choice = std::getenv("PRULONG_ATTENTION");
@@ -136,6 +148,50 @@ GatedSaved gated_forward(const at::Tensor& q_any, const at::Tensor& k_any, const
                                           .partial_lse = nullptr},
                                          stream));
   return result;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_backward(
+    const at::Tensor& dout_any, const at::Tensor& q_any, const at::Tensor& k_any, const at::Tensor& v_any,
+    const at::Tensor& gate_any, const GatedSaved& saved, const at::Tensor& cu_seqlens_any, const Locality& locality,
+    double scale) {
+  const c10::OptionalDeviceGuard guard(q_any.device());
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
+  const at::Tensor q = addressable(q_any), k = addressable(k_any), v = addressable(v_any);
+  const at::Tensor dout = addressable(dout_any), out = dense(saved.out), delta = dense(saved.delta);
+  const at::Tensor lse_global = saved.lse_global.contiguous(), lse_local = saved.lse_local.contiguous();
+  const at::Tensor gate = gate_any.contiguous(), cu_seqlens = cu_seqlens_any.contiguous();
+  const at::Tensor dq = at::empty(q.sizes(), q.options()), dk = at::empty(k.sizes(), k.options());
+  const at::Tensor dv = at::empty(v.sizes(), v.options()), dgate = at::empty(gate.sizes(), gate.options());
+
+  kernels::Batch batch = make_batch(q, k, locality, cu_seqlens, cu_seqlens);
+  batch.gate = gate.const_data_ptr<float>();
+  const Planned planned = plan(batch, {.with_keys = true}, q, stream);
+  const auto scratch_bytes = static_cast<int64_t>(kernels::backward_scratch_bytes(batch));
+  const at::Tensor scratch = at::empty({scratch_bytes}, q.options().dtype(at::kByte));
+  C10_CUDA_CHECK(kernels::launch_backward({.schedule = planned.schedule,
+                                           .q = packed(q),
+                                           .k = packed(k),
+                                           .v = packed(v),
+                                           .dout = packed(dout),
+                                           .scale = static_cast<float>(scale),
+                                           .out = out.const_data_ptr(),
+                                           .delta = delta.const_data_ptr(),
+                                           .lse_global = lse_global.const_data_ptr<float>(),
+                                           .lse_local = lse_local.const_data_ptr<float>(),
+                                           .scratch = scratch.mutable_data_ptr(),
+                                           .dq = dq.mutable_data_ptr(),
+                                           .dk = dk.mutable_data_ptr(),
+                                           .dv = dv.mutable_data_ptr(),
+                                           .dgate = dgate.mutable_data_ptr<float>()},
+                                          stream));
+  kernels::PoisonParams poison = {planned.schedule.state, {}, {}};
+  int n = 0;
+  for (const at::Tensor& gradient : {dq, dk, dv, dgate}) {
+    poison.data[n] = gradient.mutable_data_ptr();
+    poison.bytes[n++] = static_cast<int64_t>(gradient.nbytes());
+  }
+  C10_CUDA_CHECK(kernels::launch_poison(poison, stream));
+  return {dq, dk, dv, dgate};
 }
 
 std::tuple<at::Tensor, at::Tensor> masked_forward(const at::Tensor& q_any, const at::Tensor& k_any,

@@ -26,7 +26,8 @@ CASES = [
 
 
 @pytest.fixture(params=[True, False], ids=["cudnn", "flash"])
-def cudnn(request):
+def cudnn(request, monkeypatch):
+    monkeypatch.setenv("PRULONG_ATTENTION", "library")  # on a Hopper GPU: test_hopper.py
     before = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(request.param)
     yield request.param
