@@ -22,8 +22,9 @@ struct BackwardScratch {
   int64_t statistics, dq_sums, dgate_parts, size;
 };
 inline BackwardScratch backward_scratch(const Batch& batch) {
-  const int64_t tiles = int64_t{batch.query_heads} * scratch_tiles(batch);
-  const int64_t rows = tiles * backward_tile_rows(batch.head_dim);
+  const int tile_rows = backward_tile_rows(batch.head_dim);
+  const int64_t tiles = int64_t{batch.query_heads} * scratch_tiles(batch, tile_rows);
+  const int64_t rows = tiles * tile_rows;
   const auto round_up = [](int64_t floats) { return (floats + 63) / 64 * 64; };
   BackwardScratch scratch;
   scratch.statistics = 0;
@@ -34,7 +35,9 @@ inline BackwardScratch backward_scratch(const Batch& batch) {
 }
 
 /// CTAs of the kernels around the main one.
-inline int64_t prepare_blocks(const Batch& batch) { return int64_t{scratch_tiles(batch)} * batch.query_heads; }
+inline int64_t prepare_blocks(const Batch& batch) {
+  return int64_t{scratch_tiles(batch, backward_tile_rows(batch.head_dim))} * batch.query_heads;
+}
 inline int64_t finish_blocks(const Batch& batch) { return prepare_blocks(batch) + batch.kv_heads; }
 
 inline BackwardRows make_backward_rows(const BackwardParams& p) {

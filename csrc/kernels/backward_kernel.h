@@ -6,9 +6,9 @@
 
 /// The main backward kernel: dK, dV and the sums of dQ of the key items of a schedule.
 ///
-/// A persistent CTA: a warp takes items and loads their tiles with bulk copies; each of two consumer warpgroups owns 64
-/// keys of the item; two more warps add a warpgroup's half of dQ to global memory. Scores are computed transposed,
-/// keys by queries, so that weights and score gradients are register operands of the products dV and dK.
+/// A persistent CTA: a warp takes items; another loads their tiles with bulk copies; each of two consumer warpgroups
+/// owns 64 keys of the item; two more warps add a warpgroup's half of dQ to global memory. Scores are computed
+/// transposed, keys by queries, so that weights and score gradients are register operands of the products dV and dK.
 namespace prulong::kernels::backward {
 
 template <class Shape>
@@ -31,6 +31,8 @@ PRULONG_DEVICE void run(const BackwardArguments& a) {
       Loader<Shape>(a, memory).run();
     } else if (warp < 3) {
       add_sums<Shape>(a, memory, warp - 1);
+    } else if (elect_one()) {
+      take_items<Shape>(a, memory);
     }
   } else {
     increase_registers<Shape::kConsumerRegisters>();

@@ -8,6 +8,7 @@
 #include "csrc/kernels/device/barrier.h"
 #include "csrc/kernels/device/copy.h"
 #include "csrc/kernels/device/memory.h"
+#include "csrc/kernels/ring.h"
 
 namespace prulong::kernels {
 
@@ -15,18 +16,7 @@ namespace backward {
 
 using namespace device;  // NOLINT: the primitives are this code's vocabulary
 
-/// A ring of stages, and where it stands.
-template <int kStages>
-struct Ring {
-  int stage = 0, parity = 0;
-  PRULONG_DEVICE void advance() {
-    const bool wraps = ++stage == kStages;
-    stage = wraps ? 0 : stage;
-    parity ^= wraps ? 1 : 0;
-  }
-};
-
-/// Addresses of the barriers. Full ones take one arrival, empty ones one of every warp that reads.
+/// Addresses of the barriers. Full ones take one arrival for each tile, empty ones one of every warp that reads.
 template <class Shape>
 struct Barriers {
   Shared base;
@@ -47,11 +37,11 @@ struct Barriers {
     }
     for (int s = 0; s < 2; ++s) {
       init_barrier(item_full(s), 1);
-      init_barrier(item_empty(s), 10);
+      init_barrier(item_empty(s), 11);
     }
-    init_barrier(keys_full(), 1);
+    init_barrier(keys_full(), 2);
     init_barrier(keys_empty(), 8);
-    init_barrier(mend(), 1);
+    init_barrier(mend(), 2);
     fence_barrier_init();
   }
 };
@@ -78,8 +68,8 @@ struct ItemSlot {
 
 #define PRULONG_FIELD(type, name) \
   PRULONG_DEVICE type name() const { return load_shared<type>(address + offsetof(BackwardItem, name)); }
-  PRULONG_FIELD(int, steps)
   PRULONG_FIELD(int, kv_head)
+  PRULONG_FIELD(int, group)
   PRULONG_FIELD(int, key_begin)
   PRULONG_FIELD(int, keys)
   PRULONG_FIELD(int, k_row)
@@ -87,6 +77,7 @@ struct ItemSlot {
   PRULONG_FIELD(int, q_rows)
   PRULONG_FIELD(int, first_position)
   PRULONG_FIELD(int, first_tile)
+  PRULONG_FIELD(int, steps)
 #undef PRULONG_FIELD
   PRULONG_DEVICE Branch branch(int pass) const {
     return load_shared<Branch>(address + static_cast<int>(offsetof(BackwardItem, branch)) + pass * 4);
@@ -96,27 +87,47 @@ struct ItemSlot {
   }
 
   PRULONG_DEVICE void write(const BackwardItem& item) const {
+    constexpr int kWords = kItemBytes / 4;
     union {
       BackwardItem item;
-      Word4 words[4];
+      int words[kWords];
     } u = {item};
     PRULONG_UNROLL
-    for (int i = 0; i < 4; ++i) store_shared(address + 16 * i, u.words[i]);
+    for (int i = 0; i < kWords; ++i) store_shared(address + 4 * i, u.words[i]);
   }
+  PRULONG_DEVICE void write_end() const { store_shared(address + offsetof(BackwardItem, steps), -1); }
 
   /// Calls visit(query_head, pass, tile of the document) for every step, in order.
   template <class Visit>
-  PRULONG_DEVICE void for_each_step(int group, Visit visit) const {
-    for (int member = 0; member < group; ++member) {
+  PRULONG_DEVICE void for_each_step(Visit visit) const {
+    for (int query_head = kv_head() * group(); query_head < (kv_head() + 1) * group(); ++query_head) {
       for (int pass = 0; pass < 2; ++pass) {
-        const int end = tiles(pass).end;
-        for (int tile = tiles(pass).begin; tile < end; ++tile) visit(kv_head() * group + member, pass, tile);
+        for (int tile = tiles(pass).begin; tile < tiles(pass).end; ++tile) visit(query_head, pass, tile);
       }
     }
   }
 };
 
-/// The warp that takes items and loads tiles.
+/// A thread that takes items, one ahead of the other warps.
+template <class Shape>
+PRULONG_DEVICE void take_items(const BackwardArguments& a, Shared memory) {
+  const Barriers<Shape> barriers{memory + Shape::kBarriers};
+  for (Ring<2> slot;; slot.advance()) {
+    wait(barriers.item_empty(slot.stage()), slot.parity() ^ 1);
+    const int index = fetch_add(&a.schedule.state->next_key, 1);
+    const ItemSlot item{memory + Shape::kItems + slot.stage() * kItemBytes};
+    const bool ends = index >= key_item_count(a.schedule);
+    if (ends) {
+      item.write_end();
+    } else {
+      item.write(backward_item(a.schedule.batch, key_item(a.schedule, index), Shape::kRows));
+    }
+    arrive(barriers.item_full(slot.stage()));
+    if (ends) return;
+  }
+}
+
+/// The warp that loads tiles.
 template <class Shape>
 class Loader {
  public:
@@ -124,111 +135,99 @@ class Loader {
       : a_(arguments), memory_(memory), barriers_{memory + Shape::kBarriers} {}
 
   PRULONG_DEVICE void run() {
-    int* const counter = &a_.schedule.state->next_key;
-    const int count = key_item_count(a_.schedule);
-    Ring<2> slot;
-    int parity = 0;  // of keys_empty
-    for (;;) {
-      int index = 0;
-      if (elect_one()) index = fetch_add(counter, 1);
-      index = elected_value(index);
-      wait(barriers_.item_empty(slot.stage), slot.parity ^ 1);
-      const ItemSlot item{memory_ + Shape::kItems + slot.stage * kItemBytes};
-      if (elect_one()) {
-        BackwardItem next = {};
-        next.steps = -1;
-        if (index < count) next = backward_item(a_.schedule.batch, key_item(a_.schedule, index));
-        item.write(next);
-        arrive(barriers_.item_full(slot.stage));
+    for (Ring<2> slot;; slot.advance()) {
+      wait(barriers_.item_full(slot.stage()), slot.parity());
+      const ItemSlot item{memory_ + Shape::kItems + slot.stage() * kItemBytes};
+      const int steps = shuffle(item.steps(), 0);
+      if (steps < 0) return;
+      wait(barriers_.keys_empty(), slot.stage() ^ 1);  // which every item empties
+      if (steps > 0) {
+        load_keys(item);
+        item.for_each_step([&](int query_head, int pass, int tile) { load_step(item, query_head, pass, tile); });
       }
       sync_warp();
-      slot.advance();
-      if (index >= count) return;
-      if (item.steps() == 0) continue;
-      wait(barriers_.keys_empty(), parity ^ 1);
-      parity ^= 1;
-      load_keys(item);
-      item.for_each_step(a_.schedule.batch.group(),
-                         [&](int query_head, int pass, int tile) { load_step(item, query_head, pass, tile); });
+      if (elect_one()) arrive(barriers_.item_empty(slot.stage()));
     }
   }
 
  private:
-  /// The value of the lane that elect_one picks, where it is the only one that is not 0.
-  static PRULONG_DEVICE int elected_value(int value) {
-    PRULONG_UNROLL
-    for (int mask = 16; mask > 0; mask /= 2) value |= shuffle(value, lane_index() ^ mask);
-    return value;
-  }
-
-  PRULONG_DEVICE void load_panels(Shared to, const TensorMap& map, Shared barrier, int panel_bytes, int row, int head,
-                                  bool keep) {
+  PRULONG_DEVICE void load_tile(Shared to, const TensorMap& map, Shared barrier, int panel_bytes, int row, int head,
+                                bool keep) {
     PRULONG_UNROLL
     for (int p = 0; p < Shape::kPanels; ++p) load_box(to + p * panel_bytes, map, barrier, 64 * p, row, head, keep);
   }
 
-  /// Completes `full` once `bytes` that `load(barrier)` loads have come, and rows from `valid` on of the tiles at
-  /// `tiles` are zero: they are another document's, and where ours holds a zero theirs may hold a NaN.
-  template <int kTiles, class Load>
-  PRULONG_DEVICE void load_mended(Shared full, int bytes, const Shared (&tiles)[kTiles], int panel_bytes, int valid,
-                                  Load load) {
-    const bool mends = valid * 128 < panel_bytes;
-    const Shared barrier = mends ? barriers_.mend() : full;
-    if (elect_one()) {
-      arrive_expecting(barrier, bytes);
-      load(barrier);
-    }
-    sync_warp();
-    if (!mends) return;
-    wait(barrier, mend_parity_);
+  /// Once two tiles have come, kSecond bytes apart, makes their rows from `valid` on zero and arrives at their
+  /// barriers: those rows are another document's, and where ours holds a zero theirs may hold a NaN.
+  template <int kSecond, int kPanelBytes>
+  PRULONG_DEVICE void mend(Shared tile, int valid, Shared first_full, Shared second_full) {
+    wait(barriers_.mend(), mend_parity_);
     mend_parity_ ^= 1;
-    for (int offset = valid * 128 + lane_index() * 16; offset < panel_bytes; offset += kWarpThreads * 16) {
-      for (int i = 0; i < kTiles; ++i) {
-        for (int p = 0; p < Shape::kPanels; ++p) store_shared(tiles[i] + p * panel_bytes + offset, Word4{0, 0, 0, 0});
+    PRULONG_NO_UNROLL
+    for (int offset = valid * 128 + lane_index() * 16; offset < kPanelBytes; offset += kWarpThreads * 16) {
+      PRULONG_UNROLL
+      for (int p = 0; p < Shape::kPanels; ++p) {
+        store_shared(tile + offset + p * kPanelBytes, Word4{0, 0, 0, 0});
+        store_shared(tile + offset + p * kPanelBytes + kSecond, Word4{0, 0, 0, 0});
       }
     }
     fence_async_proxy();
     sync_warp();
-    if (elect_one()) arrive(full);
+    if (elect_one()) {
+      arrive(first_full);
+      arrive(second_full);
+    }
     sync_warp();
   }
 
   PRULONG_DEVICE void load_keys(ItemSlot item) {
-    const Shared tiles[] = {memory_ + Shape::kK, memory_ + Shape::kV};
-    load_mended(barriers_.keys_full(), 2 * Shape::kKeyBytes, tiles, Shape::kKeyPanel, item.keys(), [&](Shared barrier) {
-      load_panels(tiles[0], a_.k, barrier, Shape::kKeyPanel, item.k_row(), item.kv_head(), false);
-      load_panels(tiles[1], a_.v, barrier, Shape::kKeyPanel, item.k_row(), item.kv_head(), false);
-    });
+    const Shared k = memory_ + Shape::kK, v = memory_ + Shape::kV;
+    const bool mends = item.keys() < kKeyBlock;
+    if (elect_one()) {
+      const Shared full = mends ? barriers_.mend() : barriers_.keys_full();
+      const int row = item.k_row(), head = item.kv_head();
+      arrive_expecting(full, Shape::kKeyBytes);
+      load_tile(k, a_.k, full, Shape::kKeyPanel, row, head, false);
+      arrive_expecting(full, Shape::kKeyBytes);
+      load_tile(v, a_.v, full, Shape::kKeyPanel, row, head, false);
+    }
+    sync_warp();
+    if (mends) {
+      mend<Shape::kV - Shape::kK, Shape::kKeyPanel>(k, item.keys(), barriers_.keys_full(), barriers_.keys_full());
+    }
   }
 
   PRULONG_DEVICE void load_step(ItemSlot item, int query_head, int pass, int tile) {
-    const Batch& batch = a_.schedule.batch;
-    const int first = tile * Shape::kRows;
-    const int row = item.q_row() + first, valid = item.q_rows() - first;
-    const int position = item.first_position() + first;
-    const Branch branch = item.branch(pass);
-    const Range keys = {item.key_begin(), item.key_begin() + kKeyBlock};
-    const bool masked = needs_mask(branch, batch.locality, {position, position + Shape::kRows}, keys);
-    const float* const statistics =
-        a_.statistics + statistics_offset(batch, pass, query_head, item.first_tile() + tile);
-
-    wait(barriers_.empty(ring_.stage), ring_.parity ^ 1);
+    const int stage = ring_.stage(), first = tile * Shape::kRows, valid = item.q_rows() - first;
+    const bool mends = valid < Shape::kRows;
+    const Shared q = memory_ + Shape::kQ + stage * Shape::kQueryBytes;
+    const Shared o = memory_ + Shape::kO + stage * Shape::kQueryBytes;
+    wait(barriers_.empty(stage), ring_.parity() ^ 1);
     if (elect_one()) {
-      store_shared(memory_ + Shape::kSteps + ring_.stage * 16,
-                   Step{position, item.key_begin(), static_cast<int>(branch), masked ? 1 : 0});
+      const Batch& batch = a_.schedule.batch;
+      const Shared full = mends ? barriers_.mend() : barriers_.q_full(stage);
+      store_shared(memory_ + Shape::kSteps + stage * 16, describe(item, pass, first));
+      arrive_expecting(full, Shape::kQueryBytes + Shape::kStatisticsBytes);
+      load_tile(q, a_.q, full, Shape::kQueryPanel, item.q_row() + first, query_head, true);
+      load_bulk(memory_ + Shape::kStatistics + stage * Shape::kStatisticsBytes,
+                a_.statistics + statistics_offset(batch, pass, query_head, item.first_tile() + tile, Shape::kRows),
+                Shape::kStatisticsBytes, full);
+      const Shared o_full = mends ? full : barriers_.o_full(stage);
+      arrive_expecting(o_full, Shape::kQueryBytes);
+      load_tile(o, a_.dout, o_full, Shape::kQueryPanel, item.q_row() + first, query_head, true);
     }
-    const Shared q[] = {memory_ + Shape::kQ + ring_.stage * Shape::kQueryBytes};
-    load_mended(barriers_.q_full(ring_.stage), Shape::kQueryBytes + Shape::kStatisticsBytes, q, Shape::kQueryPanel,
-                valid, [&](Shared barrier) {
-                  load_panels(q[0], a_.q, barrier, Shape::kQueryPanel, row, query_head, true);
-                  load_bulk(memory_ + Shape::kStatistics + ring_.stage * Shape::kStatisticsBytes, statistics,
-                            Shape::kStatisticsBytes, barrier);
-                });
-    const Shared o[] = {memory_ + Shape::kO + ring_.stage * Shape::kQueryBytes};
-    load_mended(barriers_.o_full(ring_.stage), Shape::kQueryBytes, o, Shape::kQueryPanel, valid, [&](Shared barrier) {
-      load_panels(o[0], a_.dout, barrier, Shape::kQueryPanel, row, query_head, true);
-    });
+    sync_warp();
+    if (mends) {
+      mend<Shape::kO - Shape::kQ, Shape::kQueryPanel>(q, valid, barriers_.q_full(stage), barriers_.o_full(stage));
+    }
     ring_.advance();
+  }
+  PRULONG_DEVICE Step describe(ItemSlot item, int pass, int first) const {
+    const int position = item.first_position() + first, key_begin = item.key_begin();
+    const Branch branch = item.branch(pass);
+    const bool masked = needs_mask(branch, a_.schedule.batch.locality, {position, position + Shape::kRows},
+                                   {key_begin, key_begin + kKeyBlock});
+    return {position, key_begin, static_cast<int>(branch), masked ? 1 : 0};
   }
 
   const BackwardArguments& a_;
@@ -242,25 +241,24 @@ class Loader {
 template <class Shape>
 PRULONG_DEVICE void add_sums(const BackwardArguments& a, Shared memory, int half) {
   const Barriers<Shape> barriers{memory + Shape::kBarriers};
-  const Batch& batch = a.schedule.batch;
   const Shared sums = memory + Shape::kSums + half * Shape::kSumBytes;
   for (Ring<2> slot;; slot.advance()) {
-    wait(barriers.item_full(slot.stage), slot.parity);
-    const ItemSlot item{memory + Shape::kItems + slot.stage * kItemBytes};
+    wait(barriers.item_full(slot.stage()), slot.parity());
+    const ItemSlot item{memory + Shape::kItems + slot.stage() * kItemBytes};
     if (item.steps() < 0) break;
-    item.for_each_step(batch.group(), [&](int query_head, int, int tile) {
+    item.for_each_step([&](int query_head, int, int tile) {
       if (elect_one()) wait_stores_read<0>();
       sync_warp();
       arrive_named(kSumsEmptyBarrier + half, kSumsThreads);
       sync_named(kSumsFullBarrier + half, kSumsThreads);
       if (elect_one()) {
-        add_bulk(a.dq_sums + dq_offset(batch, query_head, item.first_tile() + tile) + half * (Shape::kSumBytes / 4),
-                 sums, Shape::kSumBytes);
+        const int64_t offset = dq_offset(a.schedule.batch, query_head, item.first_tile() + tile, Shape::kRows);
+        add_bulk(a.dq_sums + offset + half * (Shape::kSumBytes / 4), sums, Shape::kSumBytes);
         commit_stores();
       }
     });
     sync_warp();
-    if (elect_one()) arrive(barriers.item_empty(slot.stage));
+    if (elect_one()) arrive(barriers.item_empty(slot.stage()));
   }
   if (elect_one()) wait_stores<0>();
 }

@@ -96,13 +96,13 @@ PRULONG_DEVICE void prepare_rows(const BackwardRows& a) {
   const Batch& batch = a.batch;
   const int tile = block_index() / batch.query_heads, head = block_index() % batch.query_heads;
   const int kv_head = head / batch.group();
-  const ScratchTile place = scratch_tile(batch, tile);
+  const ScratchTile place = scratch_tile(batch, tile, kRows);
   const GateKind kind = gate_kind(batch, kv_head);
   const int thread = thread_index();
   float change_sum = 0;
   if (place.rows > 0) {
-    float* const statistics = a.statistics + statistics_offset(batch, 0, head, tile);
-    float* const complement = a.statistics + statistics_offset(batch, 1, head, tile);
+    float* const statistics = a.statistics + statistics_offset(batch, 0, head, tile, kRows);
+    float* const complement = a.statistics + statistics_offset(batch, 1, head, tile, kRows);
     for (int first = 0; first < kRows; first += kBackwardRowThreads / kLanes) {
       const int r = first + thread / kLanes, lane = thread % kLanes;
       const bool valid = r < place.rows;
@@ -142,12 +142,12 @@ PRULONG_DEVICE void prepare_rows(const BackwardRows& a) {
         store_global(complement + kRows + r, result.complement.mean);
       }
     }
-    Word4* const sums = reinterpret_cast<Word4*>(a.dq_sums + dq_offset(batch, head, tile));
+    Word4* const sums = reinterpret_cast<Word4*>(a.dq_sums + dq_offset(batch, head, tile, kRows));
     for (int i = thread; i < kRows * kHeadDim / 4; i += kBackwardRowThreads) store_global(sums + i, Word4{0, 0, 0, 0});
   }
   if (kind != GateKind::kFractional) return;
   const float sum = sum_of_block(change_sum);
-  if (thread == 0) store_global(a.dgate_parts + int64_t{head} * scratch_tiles(batch) + tile, sum);
+  if (thread == 0) store_global(a.dgate_parts + int64_t{head} * scratch_tiles(batch, kRows) + tile, sum);
 }
 constexpr int kPrepareSharedBytes = 4 * kBackwardRowThreads / device::kWarpThreads;
 
@@ -159,7 +159,7 @@ PRULONG_DEVICE void finish_rows(const BackwardRows& a) {
   constexpr int kStride = 2 * kHeadDim + 16;  // bytes of a row in shared memory: no bank conflicts
   if (a.state->invalid != 0) return;
   const Batch& batch = a.batch;
-  const int tiles = scratch_tiles(batch), thread = thread_index();
+  const int tiles = scratch_tiles(batch, kRows), thread = thread_index();
   const int kv_head = block_index() - tiles * batch.query_heads;
   if (kv_head >= 0) {
     float sum = 0;
@@ -173,9 +173,9 @@ PRULONG_DEVICE void finish_rows(const BackwardRows& a) {
     return;
   }
   const int tile = block_index() / batch.query_heads, head = block_index() % batch.query_heads;
-  const ScratchTile place = scratch_tile(batch, tile);
+  const ScratchTile place = scratch_tile(batch, tile, kRows);
   if (place.rows == 0) return;
-  const Word4* const sums = reinterpret_cast<const Word4*>(a.dq_sums + dq_offset(batch, head, tile));
+  const Word4* const sums = reinterpret_cast<const Word4*>(a.dq_sums + dq_offset(batch, head, tile, kRows));
   const Shared memory = shared_memory();
   for (int i = thread; i < kRows * kHeadDim / 4; i += kBackwardRowThreads) {
     union {

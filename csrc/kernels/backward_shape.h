@@ -17,8 +17,6 @@ struct BackwardShape {
   static constexpr int kProducerRegisters = 24;
   static constexpr int kConsumerRegisters = 240;
   static constexpr int kStages = kDim == 128 ? 3 : 2;  // of Q and dO each
-  /// Multiply the weights with dO before dS is computed, not after: more overlap, but the weights are held twice.
-  static constexpr bool kValuesEarly = kDim == 128;
 
   // Panels of 64 columns, 128 bytes a row.
   static constexpr int kPanels = kDim / 64;      // of K, V, Q and dO

@@ -12,20 +12,18 @@ namespace prulong::kernels {
 /// Query rows of a tile.
 PRULONG_HOST_DEVICE constexpr int backward_tile_rows(int head_dim) { return head_dim == 128 ? 64 : 128; }
 
-// Scratch arrays hold whole tiles. A document's tiles begin at tile q_begin / rows + its index, so no two documents
-// share a tile; the tiles between two documents belong to nobody.
+// Scratch arrays hold whole tiles of `rows` rows. A document's tiles begin at tile q_begin / rows + its index, so no
+// two documents share a tile; the tiles between two documents belong to nobody. The tiles of all heads are counted in
+// 32 bits.
 PRULONG_HOST_DEVICE int first_scratch_tile(int q_begin, int document, int rows) { return q_begin / rows + document; }
-PRULONG_HOST_DEVICE int scratch_tiles(const Batch& batch) {
-  return batch.q_tokens / backward_tile_rows(batch.head_dim) + batch.documents;
-}
+PRULONG_HOST_DEVICE int scratch_tiles(const Batch& batch, int rows) { return batch.q_tokens / rows + batch.documents; }
 
 /// The rows of one scratch tile.
 struct ScratchTile {
   int row;   // first row in the packed tensors
   int rows;  // of the document, from there on; 0: the tile is nobody's
 };
-PRULONG_HOST_DEVICE ScratchTile scratch_tile(const Batch& batch, int tile) {
-  const int rows = backward_tile_rows(batch.head_dim);
+PRULONG_HOST_DEVICE ScratchTile scratch_tile(const Batch& batch, int tile, int rows) {
   const int* bounds = batch.q_bounds;
   int document = 0, end = batch.documents;  // the last document that begins at or before the tile
   while (end - document > 1) {
@@ -42,14 +40,13 @@ PRULONG_HOST_DEVICE ScratchTile scratch_tile(const Batch& batch, int tile) {
 // floats D (dS = P (dP - D)). Set 0 is for local keys, or all keys of a head whose gate is 0 or 1; set 1 for the
 // complement.
 constexpr int kStatisticsSets = 2;
-PRULONG_HOST_DEVICE int64_t statistics_offset(const Batch& batch, int set, int query_head, int tile) {
-  const int64_t tiles = scratch_tiles(batch);
-  return ((int64_t{set} * batch.query_heads + query_head) * tiles + tile) * 2 * backward_tile_rows(batch.head_dim);
+PRULONG_HOST_DEVICE int64_t statistics_offset(const Batch& batch, int set, int query_head, int tile, int rows) {
+  return int64_t{(set * batch.query_heads + query_head) * scratch_tiles(batch, rows) + tile} * (2 * rows);
 }
 /// Sums of dQ: a tile is 64 x 64 accumulator fragments of a warpgroup, one after the other; a fragment's elements 4 j
 /// to 4 j + 3 of thread t are floats 512 j + 4 t and on.
-PRULONG_HOST_DEVICE int64_t dq_offset(const Batch& batch, int query_head, int tile) {
-  return (int64_t{query_head} * scratch_tiles(batch) + tile) * backward_tile_rows(batch.head_dim) * batch.head_dim;
+PRULONG_HOST_DEVICE int64_t dq_offset(const Batch& batch, int query_head, int tile, int rows) {
+  return int64_t{query_head * scratch_tiles(batch, rows) + tile} * (rows * batch.head_dim);
 }
 
 /// Positions that see the key at position j, as one range.
@@ -63,23 +60,23 @@ PRULONG_HOST_DEVICE Range seeing_positions(Branch branch, Locality locality, int
 /// What one key item does, as all warps of a CTA know it: for every query head of the group, the passes; in a pass its
 /// tiles from left to right.
 struct BackwardItem {
-  int steps;                     // in all; -1: no more items
-  int kv_head, key_begin, keys;  // key_begin: position of the block's first key; keys <= kKeyBlock: how many there are
-  int k_row;                     // of the first key in the packed tensors
-  int q_row, q_rows;             // of the document in the packed tensors
-  int first_position;            // of its row 0
-  int first_tile;                // its first scratch tile
-  Branch branch[2];              // of the passes
-  int unused;
-  Range tiles[2];  // of the document; the second is empty unless the head is fractional
+  int kv_head, group;
+  int key_begin, keys;  // position of the block's first key; how many there are, at most kKeyBlock
+  int k_row;            // of the first key in the packed tensors
+  int q_row, q_rows;    // of the document in the packed tensors
+  int first_position;   // of its row 0
+  int first_tile;       // its first scratch tile
+  Branch branch[2];     // of the passes
+  int steps;            // in all; -1: no more items
+  Range tiles[2];       // of the document; the second is empty unless the head is fractional
 };
 static_assert(sizeof(BackwardItem) == 64);
 
-PRULONG_HOST_DEVICE BackwardItem backward_item(const Batch& batch, const KeyItem& item) {
-  const int rows = backward_tile_rows(batch.head_dim);
+PRULONG_HOST_DEVICE BackwardItem backward_item(const Batch& batch, const KeyItem& item, int rows) {
   const DocumentRows& document = item.document;
   BackwardItem result;
   result.kv_head = item.kv_head;
+  result.group = batch.group();
   result.key_begin = item.keys.begin;
   result.keys = item.keys.size();
   result.k_row = document.k_begin + item.keys.begin;
@@ -97,9 +94,8 @@ PRULONG_HOST_DEVICE BackwardItem backward_item(const Batch& batch, const KeyItem
     const Range positions = query_positions(result.branch[pass], batch.locality, item.keys, document.k_length);
     result.tiles[pass] = detail::blocks_of(detail::greater(0, positions.begin - result.first_position),
                                            positions.end - result.first_position, rows);
-    result.steps += batch.group() * result.tiles[pass].size();
+    result.steps += result.group * result.tiles[pass].size();
   }
-  result.unused = 0;
   return result;
 }
 

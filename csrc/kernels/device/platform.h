@@ -15,8 +15,10 @@
 #define PRULONG_SITE_ONLY
 #ifdef __CUDA_ARCH__
 #define PRULONG_UNROLL _Pragma("unroll")
-#else  // nvcc's pass for the host, whose compiler does not know it
+#define PRULONG_NO_UNROLL _Pragma("unroll 1")
+#else  // nvcc's pass for the host, whose compiler does not know them
 #define PRULONG_UNROLL
+#define PRULONG_NO_UNROLL
 #endif
 #else
 #define PRULONG_ON_DEVICE 0
@@ -26,6 +28,7 @@
 #define PRULONG_SITE , ::prulong::kernels::device::Site site = ::prulong::kernels::device::Site::here()
 #define PRULONG_SITE_ONLY ::prulong::kernels::device::Site site = ::prulong::kernels::device::Site::here()
 #define PRULONG_UNROLL
+#define PRULONG_NO_UNROLL
 #endif
 
 namespace prulong::kernels::device {
