@@ -36,11 +36,16 @@ Tensors call_forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
 
 class GatedAttention : public torch::autograd::Function<GatedAttention> {
  public:
+  /// @param known  the results, or null: to be computed.
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k,
                             const at::Tensor& v, const at::Tensor& gate, const at::Tensor& cu_seqlens,
-                            const c10::SymInt& max_seqlen, int64_t sink, int64_t window, double scale) {
+                            const c10::SymInt& max_seqlen, int64_t sink, int64_t window, double scale,
+                            const GatedResults* known) {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    auto [out, delta, lse_global, lse_local] = call_forward(q, k, v, gate, cu_seqlens, max_seqlen, sink, window, scale);
+    // An output of its own: this node becomes its history.
+    auto [out, delta, lse_global, lse_local] =
+        known != nullptr ? Tensors(known->out.detach(), known->delta, known->lse_global, known->lse_local)
+                         : call_forward(q, k, v, gate, cu_seqlens, max_seqlen, sink, window, scale);
     ctx->save_for_backward({q, k, v, gate, cu_seqlens, out, delta, lse_global, lse_local});
     ctx->saved_data["max_seqlen"] = max_seqlen;
     ctx->saved_data["sink"] = sink;
@@ -52,7 +57,7 @@ class GatedAttention : public torch::autograd::Function<GatedAttention> {
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  const torch::autograd::variable_list& gradients) {
-    constexpr size_t kInputs = 9;
+    constexpr size_t kInputs = 10;
     torch::autograd::variable_list result(kInputs);
     if (!gradients[0].defined()) return result;
     const auto saved = ctx->get_saved_variables();
@@ -74,7 +79,8 @@ class GatedAttention : public torch::autograd::Function<GatedAttention> {
 at::Tensor gated_attention_autograd(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                     const at::Tensor& gate, const at::Tensor& cu_seqlens, c10::SymInt max_seqlen,
                                     int64_t sink, int64_t window, double scale) {
-  return GatedAttention::apply(q, k, v, gate, cu_seqlens, max_seqlen, sink, window, scale);
+  const GatedResults* unknown = nullptr;
+  return GatedAttention::apply(q, k, v, gate, cu_seqlens, max_seqlen, sink, window, scale, unknown);
 }
 
 // Where autograd is off altogether (inference mode).
@@ -91,6 +97,20 @@ at::Tensor gated_attention(const at::Tensor& q, const at::Tensor& k, const at::T
                            double scale) {
   static const auto op = find_op<Whole>("prulong::gated_attention");
   return op.call(q, k, v, gate, cu_seqlens, max_seqlen, sink, window, scale);
+}
+
+GatedResults gated_attention_results(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                     const at::Tensor& gate, const at::Tensor& cu_seqlens, int64_t max_seqlen,
+                                     int64_t sink, int64_t window, double scale) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  auto [out, delta, lse_global, lse_local] = call_forward(q, k, v, gate, cu_seqlens, max_seqlen, sink, window, scale);
+  return {out, delta, lse_global, lse_local};
+}
+
+at::Tensor gated_attention_from(const GatedResults& results, const at::Tensor& q, const at::Tensor& k,
+                                const at::Tensor& v, const at::Tensor& gate, const at::Tensor& cu_seqlens,
+                                int64_t max_seqlen, int64_t sink, int64_t window, double scale) {
+  return GatedAttention::apply(q, k, v, gate, cu_seqlens, c10::SymInt(max_seqlen), sink, window, scale, &results);
 }
 
 TORCH_LIBRARY_IMPL(prulong, Autograd, m) {

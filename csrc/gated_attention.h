@@ -29,4 +29,21 @@ PRULONG_API at::Tensor gated_attention(const at::Tensor& q, const at::Tensor& k,
                                        const at::Tensor& gate, const at::Tensor& cu_seqlens, int64_t max_seqlen,
                                        int64_t sink, int64_t window, double scale);
 
+/// What gated_attention computes and its backward pass reads: out and delta = O_global - O_local [T, Hq, D], and both
+/// branches' log-sum-exp [Hq, T]. delta is read where the gate is neither 0 nor 1, a log-sum-exp where its branch has a
+/// weight.
+struct GatedResults {
+  at::Tensor out, delta, lse_global, lse_local;
+};
+
+/// gated_attention's results, without a graph.
+PRULONG_API GatedResults gated_attention_results(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                                 const at::Tensor& gate, const at::Tensor& cu_seqlens,
+                                                 int64_t max_seqlen, int64_t sink, int64_t window, double scale);
+
+/// gated_attention of tensors whose results are known: its output and its graph, without computing them again.
+PRULONG_API at::Tensor gated_attention_from(const GatedResults& results, const at::Tensor& q, const at::Tensor& k,
+                                            const at::Tensor& v, const at::Tensor& gate, const at::Tensor& cu_seqlens,
+                                            int64_t max_seqlen, int64_t sink, int64_t window, double scale);
+
 }  // namespace prulong

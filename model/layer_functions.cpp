@@ -3,6 +3,7 @@
 
 #include <ATen/ops/_fused_rms_norm.h>
 #include <ATen/ops/_fused_rms_norm_backward.h>
+#include <ATen/ops/empty_strided.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
@@ -10,6 +11,11 @@
 #include <ATen/ops/silu_backward.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "csrc/fused_elementwise.h"
 #include "model/cpu_features.h"
 
 namespace prulong {
@@ -62,18 +68,43 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
   }
 };
 
+at::Tensor swiglu_value(const at::Tensor& gate, const at::Tensor& up) {
+  if (fused::supports(gate) && fused::supports(up)) return fused::swiglu(gate, up);
+  return at::silu(gate).mul_(up);
+}
+
+/// Of gate and of up.
+std::pair<at::Tensor, at::Tensor> swiglu_gradients(const at::Tensor& grad, const at::Tensor& gate,
+                                                   const at::Tensor& up) {
+  if (fused::supports(grad) && fused::supports(gate) && fused::supports(up)) {
+    return fused::swiglu_gradients(grad, gate, up);
+  }
+  return {at::silu_backward(grad.mul(up), gate), at::silu(gate).mul_(grad)};
+}
+
 struct SwiGlu : torch::autograd::Function<SwiGlu> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& gate, const at::Tensor& up) {
     ctx->save_for_backward({gate, up});
-    return at::silu(gate).mul_(up);
+    return swiglu_value(gate, up);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
-    const at::Tensor &gate = saved[0], &up = saved[1];
-    return {at::silu_backward(grads[0].mul(up), gate), at::silu(gate).mul_(grads[0])};
+    const auto [dgate, dup] = swiglu_gradients(grads[0], saved[0], saved[1]);
+    return {dgate, dup};
   }
 };
+
+/// The gradients of `project` without a bias, as autograd computes them for at::linear and WideLinear.
+at::Tensor project_input_gradient(const at::Tensor& grad, const at::Tensor& weight) {
+  if (matmul_dtype(grad) == grad.scalar_type()) return at::mm(grad, weight);
+  return at::mm(grad.to(at::kFloat), weight.to(at::kFloat)).to(weight.scalar_type());
+}
+
+at::Tensor project_weight_gradient(const at::Tensor& grad, const at::Tensor& x) {
+  if (matmul_dtype(grad) == grad.scalar_type()) return at::mm(grad.t(), x);
+  return at::mm(grad.to(at::kFloat).t(), x.to(at::kFloat)).to(x.scalar_type());
+}
 
 /// linear in float32 for tensors of a narrower dtype.
 struct WideLinear : torch::autograd::Function<WideLinear> {
@@ -85,11 +116,29 @@ struct WideLinear : torch::autograd::Function<WideLinear> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const at::Tensor &x = saved[0], &weight = saved[1];
-    const at::Tensor grad = grads[0].to(at::kFloat);
     at::Tensor dx, dweight;
-    if (ctx->needs_input_grad(0)) dx = at::mm(grad, weight.to(at::kFloat)).to(weight.scalar_type());
-    if (ctx->needs_input_grad(1)) dweight = at::mm(grad.t(), x.to(at::kFloat)).to(weight.scalar_type());
+    if (ctx->needs_input_grad(0)) dx = project_input_gradient(grads[0], weight);
+    if (ctx->needs_input_grad(1)) dweight = project_weight_gradient(grads[0], x);
     return {dx, dweight};
+  }
+};
+
+struct FeedForwardGradients : torch::autograd::Function<FeedForwardGradients> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& gate, const at::Tensor& up, const at::Tensor& down,
+                            const at::Tensor& residual) {
+    ctx->save_for_backward({gate, up, down});
+    return at::empty_strided(residual.sizes(), std::vector<int64_t>(residual.sizes().size(), 0), residual.options());
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const at::Tensor &gate = saved[0], &up = saved[1], &down = saved[2], &grad = grads[0];
+    at::Tensor dgate, dup, ddown;
+    if (ctx->needs_input_grad(0) || ctx->needs_input_grad(1)) {
+      std::tie(dgate, dup) = swiglu_gradients(project_input_gradient(grad, down), gate, up);
+    }
+    if (ctx->needs_input_grad(2)) ddown = project_weight_gradient(grad, swiglu_value(gate, up));
+    return {dgate, dup, ddown, grad};
   }
 };
 
@@ -100,6 +149,11 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
 }
 
 at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up) { return SwiGlu::apply(gate, up); }
+
+at::Tensor feed_forward_gradients(const at::Tensor& gate, const at::Tensor& up, const at::Tensor& down,
+                                  const at::Tensor& residual) {
+  return FeedForwardGradients::apply(gate, up, down, residual);
+}
 
 at::Tensor project(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
   if (matmul_dtype(x) == x.scalar_type()) return at::linear(x, weight, bias);

@@ -19,6 +19,11 @@ at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up);
 /// them are multiplied in float32.
 at::Tensor project(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias = {});
 
+/// What project(swiglu(gate, up), down) + residual is to a backward pass: that sum's gradients for all four, and a
+/// tensor of its shape [T, hidden] without values (and without memory for them). Saves gate and up.
+at::Tensor feed_forward_gradients(const at::Tensor& gate, const at::Tensor& up, const at::Tensor& down,
+                                  const at::Tensor& residual);
+
 /// The dtype in which `project` multiplies tensors like x.
 at::ScalarType matmul_dtype(const at::Tensor& x);
 

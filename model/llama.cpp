@@ -111,6 +111,21 @@ std::vector<at::Tensor> head_rows(const HeadRoles& roles, const ModelConfig& con
   return (is_gate ? heads.to(gate_dtype) : heads).unbind(0);
 }
 
+/// The places of gates that are neither 0 nor 1 in each of the last `count` layers, on the gates' device; undefined for
+/// the others. Waits for a GPU once.
+std::vector<at::Tensor> fractional_heads(const std::vector<at::Tensor>& heads, int64_t count) {
+  const auto layers = static_cast<int64_t>(heads.size());
+  const int64_t first = layers - std::min(count, layers);
+  std::vector<at::Tensor> places(heads.size());
+  if (first == layers || heads[0].scalar_type() == at::kBool) return places;
+  const at::Tensor gates = at::stack(heads).detach().cpu();
+  const at::Tensor fractional = gates.gt(0).logical_and_(gates.lt(1));
+  for (int64_t l = first; l < layers; ++l) {
+    places[static_cast<size_t>(l)] = fractional[l].nonzero().flatten().to(heads[0].device());
+  }
+  return places;
+}
+
 }  // namespace
 
 PackedTokens PackedTokens::single(const at::Tensor& tokens) {
@@ -180,18 +195,19 @@ const at::Tensor& Llama::head_weight() const { return weights_.at(config_.tied_e
 
 at::Tensor Llama::logits(const at::Tensor& hidden) const { return project(hidden, head_weight()); }
 
-at::Tensor Llama::forward(const PackedTokens& input, const HeadRoles& roles, bool recompute) const {
+at::Tensor Llama::forward(const PackedTokens& input, const HeadRoles& roles, const Keeping& keeping) const {
   check_tokens(input.tokens, config_.vocab_size, device());
   const at::Tensor positions = document_positions(input, device());
   const std::vector<at::Tensor> heads = head_rows(roles, config_, dtype(), device());
   const auto context = std::make_shared<const LayerContext>(
       LayerContext{rope_table(rope_frequencies_, positions, dtype()), input.cu_seqlens, input.max_seqlen, roles.sink,
                    roles.window, config_.head_dim, config_.rms_norm_eps});
-  const bool keep_inputs_only = recompute && c10::GradMode::is_enabled();
+  const bool inputs_only = keeping.inputs_only && c10::GradMode::is_enabled();
+  const std::vector<at::Tensor> fractional = fractional_heads(heads, inputs_only ? keeping.attention_results : 0);
   at::Tensor x = at::embedding(weights_.at(kEmbedding), input.tokens);
   for (size_t l = 0; l < layers_.size(); ++l) {
-    x = keep_inputs_only ? layer_forward_recomputed(context, layers_[l], x, heads[l])
-                         : layer_forward(*context, layers_[l], x, heads[l]);
+    x = inputs_only ? layer_forward_recomputed(context, layers_[l], x, heads[l], fractional[l])
+                    : layer_forward(*context, layers_[l], x, heads[l]);
   }
   return rms_norm(x, weights_.at(kFinalNorm), config_.rms_norm_eps);
 }

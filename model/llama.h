@@ -35,6 +35,12 @@ struct HeadRoles {
   static HeadRoles from_pattern(const Pattern& pattern, const ModelConfig& config, at::Device device);
 };
 
+/// What a forward pass keeps for its backward pass.
+struct Keeping {
+  bool inputs_only = false;       ///< only each layer's input; the layer is computed again
+  int64_t attention_results = 0;  ///< then also gated attention's results, of so many layers
+};
+
 /// A pretrained Llama-like decoder with packed documents and head roles. Weights are plain tensors, frozen (no
 /// requires_grad) unless set_trainable(true); gradients of frozen weights are neither computed nor stored.
 class Llama {
@@ -60,11 +66,11 @@ class Llama {
 
   /// Hidden states after the final norm, [T, hidden_size] in the model's dtype. RoPE positions count from each
   /// document's start.
-  /// @param recompute  keep only each layer's input and compute the layer again in the backward pass.
+  /// Values and gradients do not depend on `keeping`, not by a bit where the operators are deterministic.
   /// @throws Error if a token id is outside the vocabulary (naming id and position), if cu_seqlens does not run from 0
   /// to T, or if the roles' shape, dtype or device does not fit. On a GPU these checks wait for it once or twice a
   /// call.
-  at::Tensor forward(const PackedTokens& input, const HeadRoles& roles, bool recompute = false) const;
+  at::Tensor forward(const PackedTokens& input, const HeadRoles& roles, const Keeping& keeping = {}) const;
 
   /// [T, vocab_size] logits of hidden states. For a few rows; training uses next_token_loss, which never holds all of
   /// them.

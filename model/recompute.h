@@ -8,11 +8,17 @@
 
 namespace prulong {
 
-/// A tensor out of tensors, without side effects: the same inputs give the same output bit for bit.
-using TensorFunction = std::function<at::Tensor(const std::vector<at::Tensor>&)>;
+/// The run that a function is in.
+struct Replay {
+  bool again = false;            ///< for the gradients alone: of what the function returns only the shape matters
+  std::vector<at::Tensor> kept;  ///< what the first run leaves here, the second finds; no gradient passes through it
+};
 
-/// function(inputs), keeping only the inputs for the backward pass, which runs the function again. Gradients are those
-/// of the plain call, exactly.
+/// A tensor out of tensors, without side effects: the same inputs give the same output bit for bit.
+using TensorFunction = std::function<at::Tensor(const std::vector<at::Tensor>& inputs, Replay& replay)>;
+
+/// function(inputs), keeping only the inputs, and what the function chooses to keep, for the backward pass, which runs
+/// the function again. Gradients are those of the plain call, exactly.
 /// @param inputs  every tensor that a gradient shall reach, all defined; what `function` captures gets none.
 at::Tensor recomputed(TensorFunction function, const std::vector<at::Tensor>& inputs);
 

@@ -11,12 +11,17 @@
 
 #include <numbers>
 
+#include "csrc/fused_elementwise.h"
+
 namespace prulong {
 namespace {
 
 /// [x1 cos - x2 sin, x2 cos + x1 sin], or the inverse turn.
 at::Tensor turn(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, bool inverse) {
   const int64_t half = x.size(-1) / 2;
+  if (half % 8 == 0 && fused::supports(x) && fused::supports(cos) && fused::supports(sin)) {
+    return fused::rope(x, cos, sin, inverse);
+  }
   const at::Tensor x1 = x.narrow(-1, 0, half);
   const at::Tensor x2 = x.narrow(-1, half, half);
   at::Tensor out = at::empty(x.sizes(), x.options());

@@ -27,6 +27,13 @@ int64_t kept_elements(const ModelConfig& config, bool train_weights) {
          (train_weights ? 2 * hidden + mlp : 0);
 }
 
+/// What gated attention's results of one layer take, in bytes, with every head fractional: the output, the difference
+/// of the branches, and two log-sum-exps.
+int64_t attention_result_bytes(const ModelConfig& config, int64_t tokens, int64_t element_size) {
+  const int64_t wide = std::max<int64_t>(element_size, sizeof(float));
+  return tokens * config.query_heads * 2 * (config.head_dim * element_size + wide);
+}
+
 /// The backward pass of one layer: gradients of the MLP's three products with a copy, and of the residual stream.
 int64_t layer_work_elements(const ModelConfig& config) { return 4 * config.intermediate_size + 4 * config.hidden_size; }
 
@@ -60,7 +67,7 @@ int64_t activation_bytes(const ModelConfig& config, int64_t tokens, int64_t elem
   return config.layers * tokens * kept_elements(config, train_weights) * element_size;
 }
 
-MemoryNeed memory_need(const Llama& model, const TrainConfig& config, bool recompute) {
+MemoryNeed memory_need(const Llama& model, const TrainConfig& config, const Keeping& keeping) {
   const ModelConfig& shape = model.config();
   const int64_t tokens = config.train.seq_len, element_size = static_cast<int64_t>(at::elementSize(model.dtype()));
   const bool train_weights = config.train.mode != TrainMode::kMasks;
@@ -77,11 +84,23 @@ MemoryNeed memory_need(const Llama& model, const TrainConfig& config, bool recom
   const int64_t layer_inputs = shape.layers * tokens * shape.hidden_size * element_size;
   // The final norm's input and output, and RoPE's cosines and sines.
   const int64_t shared = tokens * (2 * shape.hidden_size + shape.head_dim) * element_size;
-  need.activations = (recompute ? layer_inputs : all_layers) + shared;
+  const int64_t results =
+      std::min(keeping.attention_results, shape.layers) * attention_result_bytes(shape, tokens, element_size);
+  need.activations = (keeping.inputs_only ? layer_inputs + results : all_layers) + shared;
   const int64_t layer =
-      tokens * layer_work_elements(shape) * element_size + (recompute ? all_layers / shape.layers : 0);
+      tokens * layer_work_elements(shape) * element_size + (keeping.inputs_only ? all_layers / shape.layers : 0);
   need.work = std::max(layer, loss_work_bytes(shape, tokens, config.train.loss_chunk, element_size));
   return need;
+}
+
+Keeping plan_keeping(const Llama& model, const TrainConfig& config, int64_t available) {
+  const ModelConfig& shape = model.config();
+  const auto element_size = static_cast<int64_t>(at::elementSize(model.dtype()));
+  const int64_t tokens = config.train.seq_len;
+  if (activation_bytes(shape, tokens, element_size, config.train.mode != TrainMode::kMasks) <= available / 2) return {};
+  const MemoryNeed need = memory_need(model, config, {true});
+  const int64_t spare = available / 10 * 9 - need.activations - need.work;
+  return {true, std::clamp<int64_t>(spare / attention_result_bytes(shape, tokens, element_size), 0, shape.layers)};
 }
 
 std::string memory_report(const TrainConfig& config) {
@@ -96,7 +115,7 @@ std::string memory_report(const TrainConfig& config) {
                      (model.dtype() == at::kFloat ? "float32" : "bfloat16") + ", one at a time; " +
                      grouped(shape.layers * shape.kv_heads) + " gates, kept on the host\n\n" +
                      "train.recompute                             off              on\n";
-  const std::array needs{memory_need(model, config, false), memory_need(model, config, true)};
+  const std::array needs{memory_need(model, config, {}), memory_need(model, config, {true})};
   const auto row = [&](const char* name, const auto& bytes) {
     char label[40];
     std::snprintf(label, sizeof label, "%-32s", name);
@@ -110,7 +129,9 @@ std::string memory_report(const TrainConfig& config) {
   row("activations", [](const MemoryNeed& n) { return n.activations; });
   row("loss or one layer, the larger", [](const MemoryNeed& n) { return n.work; });
   row("in all, about", [](const MemoryNeed& n) { return n.total(); });
-  return text + "\nauto recomputes where the activations would fill more than half of what the device has free.\n";
+  return text +
+         "\nauto recomputes where the activations would fill more than half of what the device has free, and keeps the "
+         "attention's results of as many layers as fit.\n";
 }
 
 int64_t available_bytes(c10::Device device) {

@@ -26,9 +26,12 @@ struct MemoryNeed {
   int64_t total() const { return weights + optimizer + std::max(update, activations + work); }
 };
 
-/// @param model      one without values will do.
-/// @param recompute  whether layers are computed again in the backward pass.
-MemoryNeed memory_need(const Llama& model, const TrainConfig& config, bool recompute);
+/// @param model  one without values will do.
+MemoryNeed memory_need(const Llama& model, const TrainConfig& config, const Keeping& keeping);
+
+/// What a step keeps where `available` bytes are free beside the weights and their optimizer: everything if that fits
+/// into half of them; else the layers' inputs, and the attention's results of as many layers as fit into nine tenths.
+Keeping plan_keeping(const Llama& model, const TrainConfig& config, int64_t available);
 
 /// The shape of the configured model and the memory of a training step, as a table for people. Reads the model's
 /// config.json and nothing else: no weights, no data.

@@ -71,7 +71,7 @@ class Trainer {
       weights_optimizer_.emplace(model_, AdamWOptions{config.optimizer.beta1, config.optimizer.beta2,
                                                       config.optimizer.eps, config.optimizer.weight_decay, false});
     }
-    recompute_ = decide_recompute();
+    keeping_ = decide_keeping();
     resume();
   }
 
@@ -122,12 +122,9 @@ class Trainer {
     return Gates::from_mask(shape_.layers, shape_.kv_heads, start_->mask, g.init_mean, g.init_std, seed);
   }
 
-  bool decide_recompute() const {
-    if (config_.train.recompute != Recompute::kAuto) return config_.train.recompute == Recompute::kOn;
-    const int64_t needed =
-        activation_bytes(model_.config(), config_.train.seq_len, static_cast<int64_t>(at::elementSize(dtype_)),
-                         weights_optimizer_.has_value());
-    return needed > available_bytes(device_) / 2;
+  Keeping decide_keeping() const {
+    if (config_.train.recompute != Recompute::kAuto) return {config_.train.recompute == Recompute::kOn};
+    return plan_keeping(model_, config_, available_bytes(device_));
   }
 
   // --- Starting and resuming ---------------------------------------------------------------------------------------
@@ -161,8 +158,14 @@ class Trainer {
                (device_.is_cpu() ? " (" + std::to_string(at::get_num_threads()) + " threads)" : ""));
     if (const auto note = dtype_note(config_.model, model_)) log_->info(*note);
     log_->info(std::to_string(config_.train.steps) + " steps of " + std::to_string(config_.train.sequences_per_step) +
-               " x " + std::to_string(config_.train.seq_len) + " tokens" +
-               (recompute_ ? ", computing layers again in the backward pass" : ""));
+               " x " + std::to_string(config_.train.seq_len) + " tokens" + describe_keeping());
+  }
+
+  std::string describe_keeping() const {
+    if (!keeping_.inputs_only) return "";
+    const std::string layers = ", computing layers again in the backward pass";
+    if (keeping_.attention_results == 0) return layers;
+    return layers + ", without the attention of " + std::to_string(keeping_.attention_results);
   }
 
   // --- One optimizer step ------------------------------------------------------------------------------------------
@@ -188,7 +191,7 @@ class Trainer {
       const auto z = to_tensor(sample.z).view({shape_.layers, shape_.kv_heads}).to(device_, at::kFloat);
       HeadRoles roles{z, config_.attention.sink, config_.attention.window};
       if (trains_gates()) roles.heads.set_requires_grad(true);
-      const auto hidden = model_.forward(batches[static_cast<size_t>(i)].input, roles, recompute_);
+      const auto hidden = model_.forward(batches[static_cast<size_t>(i)].input, roles, keeping_);
       const auto loss = next_token_loss(hidden, model_.head_weight(), batches[static_cast<size_t>(i)].labels,
                                         config_.train.loss_chunk)
                             .div(static_cast<double>(result.labels));
@@ -361,7 +364,7 @@ class Trainer {
   std::optional<WeightsOptimizer> weights_optimizer_;
   LearningRateSchedule learning_rate_;
   std::optional<RunLog> log_;
-  bool recompute_ = false;
+  Keeping keeping_;
   int64_t step_ = 0, sequences_ = 0, skipped_in_a_row_ = 0;
 };
 

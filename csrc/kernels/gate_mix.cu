@@ -1,45 +1,15 @@
 // SPDX-License-Identifier: MIT
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "csrc/kernels/gate_mix.h"
+
+#include "csrc/kernels/vector.h"
 
 namespace prulong::kernels {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int64_t kTokensPerPart = 64;
-constexpr int kWidth = 8;  // elements of a vector: 16 bytes
+constexpr int kWidth = kVectorWidth;
 constexpr int64_t kMaxBlocks = 16384;
-
-__device__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ float to_float(__half x) { return __half2float(x); }
-
-template <typename T>
-__device__ T from_float(float x);
-template <>
-__device__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
-  return __float2bfloat16_rn(x);
-}
-template <>
-__device__ __half from_float<__half>(float x) {
-  return __float2half_rn(x);
-}
-
-template <typename T>
-struct alignas(16) Vector {
-  T element[kWidth];
-};
-
-template <typename T>
-__device__ Vector<T> load(const void* base, int64_t vector) {
-  return static_cast<const Vector<T>*>(base)[vector];
-}
-
-template <typename T>
-__device__ void store(void* base, int64_t vector, const Vector<T>& value) {
-  static_cast<Vector<T>*>(base)[vector] = value;
-}
 
 // Where each head's rows lie in the branches' tensors, in shared memory: [heads] global, [heads] local places, then the
 // branches' head counts.
@@ -210,22 +180,6 @@ __global__ void softmax_merge(SoftmaxMergeParams p) {
   }
 }
 
-// Calls launch(element of the type) for the type's C++ type and returns the launch's status.
-template <typename Launch>
-cudaError_t dispatch(ElementType type, Launch launch) {
-  switch (type) {
-    case ElementType::kBFloat16:
-      launch(__nv_bfloat16{});
-      return cudaGetLastError();
-    case ElementType::kFloat16:
-      launch(__half{});
-      return cudaGetLastError();
-    case ElementType::kFloat32:
-      break;
-  }
-  return cudaErrorInvalidValue;
-}
-
 unsigned count_blocks(int64_t tokens) { return static_cast<unsigned>(tokens < kMaxBlocks ? tokens : kMaxBlocks); }
 
 }  // namespace
@@ -235,7 +189,7 @@ int64_t gate_gradient_parts(int64_t tokens) { return (tokens + kTokensPerPart - 
 cudaError_t launch_gate_mix(const GateMixParams& params, cudaStream_t stream) {
   if (params.tokens == 0 || params.heads == 0) return cudaSuccess;
   const size_t shared = 2 * static_cast<size_t>(params.heads) * sizeof(int);
-  return dispatch(params.type, [&](auto element) {
+  return launch_for_type(params.type, [&](auto element) {
     gate_mix<decltype(element)><<<count_blocks(params.tokens), kThreads, shared, stream>>>(params);
   });
 }
@@ -243,7 +197,7 @@ cudaError_t launch_gate_mix(const GateMixParams& params, cudaStream_t stream) {
 cudaError_t launch_gate_split(const GateSplitParams& params, cudaStream_t stream) {
   if (params.tokens == 0 || params.heads == 0) return cudaSuccess;
   const size_t shared = 2 * static_cast<size_t>(params.heads) * sizeof(int);
-  return dispatch(params.type, [&](auto element) {
+  return launch_for_type(params.type, [&](auto element) {
     gate_split<decltype(element)><<<count_blocks(params.tokens), kThreads, shared, stream>>>(params);
   });
 }
@@ -255,7 +209,7 @@ cudaError_t launch_gate_gradient(const GateGradientParams& params, cudaStream_t 
   }
   const int64_t parts = gate_gradient_parts(params.tokens);
   const dim3 grid(static_cast<unsigned>(parts), static_cast<unsigned>(params.heads));
-  const cudaError_t status = dispatch(params.type, [&](auto element) {
+  const cudaError_t status = launch_for_type(params.type, [&](auto element) {
     gate_gradient_parts_kernel<decltype(element)><<<grid, kThreads, 0, stream>>>(params);
   });
   if (status != cudaSuccess) return status;
@@ -267,7 +221,7 @@ cudaError_t launch_gate_gradient(const GateGradientParams& params, cudaStream_t 
 cudaError_t launch_softmax_merge(const SoftmaxMergeParams& params, cudaStream_t stream) {
   if (params.rows == 0 || params.heads == 0) return cudaSuccess;
   const size_t shared = static_cast<size_t>(params.heads) * sizeof(float);
-  return dispatch(params.type, [&](auto element) {
+  return launch_for_type(params.type, [&](auto element) {
     softmax_merge<decltype(element)><<<static_cast<unsigned>(params.rows), kThreads, shared, stream>>>(params);
   });
 }

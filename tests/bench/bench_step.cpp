@@ -61,7 +61,8 @@ struct StepTime {
 };
 
 StepTime run_step(const prulong::Llama& model, const prulong::PackedTokens& input, const at::Tensor& labels,
-                  const prulong::Gates& gates, int64_t step, int64_t sink, int64_t window, bool recompute) {
+                  const prulong::Gates& gates, int64_t step, int64_t sink, int64_t window,
+                  const prulong::Keeping& keeping) {
   const auto start = Clock::now();
   const prulong::GateSample sample = gates.sample(step, 0);
   at::Tensor heads = at::tensor(sample.z, at::kDouble)
@@ -69,7 +70,7 @@ StepTime run_step(const prulong::Llama& model, const prulong::PackedTokens& inpu
                          .to(at::kFloat)
                          .to(model.device())
                          .set_requires_grad(true);
-  const at::Tensor hidden = model.forward(input, {heads, sink, window}, recompute);
+  const at::Tensor hidden = model.forward(input, {heads, sink, window}, keeping);
   const at::Tensor loss = prulong::next_token_loss(hidden, model.head_weight(), labels, kLossChunk)
                               .div(static_cast<double>(labels.size(0)));
   if (!(loss.item<double>() > 0)) throw std::runtime_error("the loss is not a positive number");  // waits for the GPU
@@ -111,8 +112,9 @@ nlohmann::json run(const cxxopts::ParseResult& options) {
   const auto warm_up = options["warm-up"].as<int64_t>(), steps = options["steps"].as<int64_t>();
   for (int64_t step = 0; step < warm_up + steps; ++step) {
     if (step == warm_up && device.is_cuda()) c10::getDeviceAllocator(device.type())->resetPeakStats(0);
-    const StepTime time = run_step(model, input, labels, gates, step, options["sink"].as<int64_t>(),
-                                   options["window"].as<int64_t>(), !options["keep-all"].as<bool>());
+    const StepTime time =
+        run_step(model, input, labels, gates, step, options["sink"].as<int64_t>(), options["window"].as<int64_t>(),
+                 {!options["keep-all"].as<bool>(), options["keep-attention"].as<int64_t>()});
     std::fprintf(stderr, "  step %lld: %.3f s (forward %.3f s)\n", static_cast<long long>(step), time.total_s,
                  time.forward_s);
     if (step >= warm_up) times.push_back(time);
@@ -149,8 +151,9 @@ int main(int argc, char** argv) {
       "window", "tokens", cxxopts::value<int64_t>()->default_value("1024"))(
       "log-alpha", "every gate's", cxxopts::value<double>()->default_value("3"))(
       "local", "saturate this share of gates at 0, the others at 1", cxxopts::value<double>()->default_value("0"))(
-      "keep-all", "keep activations instead of computing layers again")("warm-up", "steps before measuring",
-                                                                        cxxopts::value<int64_t>()->default_value("2"))(
+      "keep-all", "keep activations instead of computing layers again")(
+      "keep-attention", "layers that keep their attention's results", cxxopts::value<int64_t>()->default_value("24"))(
+      "warm-up", "steps before measuring", cxxopts::value<int64_t>()->default_value("2"))(
       "steps", "steps to measure", cxxopts::value<int64_t>()->default_value("3"))("h,help", "this text");
   try {
     const auto parsed = options.parse(argc, argv);

@@ -43,7 +43,7 @@ void write_gradients(const Llama& model, const PackedTokens& input, const at::Te
   TensorMap found;
   for (const bool recompute : {false, true}) {
     const at::Tensor gates = given.at("gates").clone().set_requires_grad(true);
-    const at::Tensor hidden = model.forward(input, {gates, locality[0], locality[1]}, recompute);
+    const at::Tensor hidden = model.forward(input, {gates, locality[0], locality[1]}, {recompute, 1});
     const at::Tensor loss = next_token_loss(hidden, model.head_weight(), labels, 16);
     loss.backward();
     if (recompute && !at::equal(gates.grad(), found.at("gates"))) throw Error("recomputing changes the gradient");

@@ -8,11 +8,14 @@
 #include <ATen/ops/rand.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/record_function.h>
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
+#include <string>
 
 #include "model/error.h"
 #include "tests/model/tiny_llama.h"
@@ -187,21 +190,43 @@ TEST_CASE("llama: recomputing changes neither values nor gradients by a bit") {
           if (name != "lm_head.weight") leaves.push_back(weight);
         }
       }
-      const at::Tensor plain = model.forward(input, {gates, 1, 2}, false);
-      const at::Tensor again = model.forward(input, {gates, 1, 2}, true);
-      CHECK(at::equal(plain, again));
+      const at::Tensor plain = model.forward(input, {gates, 1, 2});
       const auto plain_grads = torch::autograd::grad({score(plain)}, leaves);
-      const auto again_grads = torch::autograd::grad({score(again)}, leaves);
-      for (size_t i = 0; i < leaves.size(); ++i) CHECK(at::equal(plain_grads[i], again_grads[i]));
+      // The attention's results of no layer, the last one, all, and more than there are.
+      for (const int64_t results : {int64_t{0}, int64_t{1}, model.config().layers, int64_t{99}}) {
+        const at::Tensor again = model.forward(input, {gates, 1, 2}, {true, results});
+        CHECK(at::equal(plain, again));
+        const auto again_grads = torch::autograd::grad({score(again)}, leaves);
+        for (size_t i = 0; i < leaves.size(); ++i) CHECK(at::equal(plain_grads[i], again_grads[i]));
+      }
     }
   }
+}
+
+TEST_CASE("llama: attention whose results are kept is computed once") {
+  static int64_t runs = 0;
+  const auto count = [](const at::RecordFunction& call) -> std::unique_ptr<at::ObserverContext> {
+    if (std::string(call.name()) == "prulong::gated_attention_forward") ++runs;
+    return nullptr;
+  };
+  const auto handle = at::addGlobalCallback(at::RecordFunctionCallback(count).scopes({at::RecordScope::FUNCTION}));
+  const Llama model = tiny_llama(at::kDouble);
+  const int64_t layers = model.config().layers;
+  // A layer without a fractional gate too.
+  const at::Tensor gates = at::tensor({0.0, 1.0, 0.0, 0.8}, kF64).view({2, 2}).set_requires_grad(true);
+  for (const int64_t results : {int64_t{0}, int64_t{1}, layers}) {
+    runs = 0;
+    score(model.forward(three_documents(), {gates, 1, 2}, {true, results})).backward();
+    CHECK(runs == 2 * layers - results);
+  }
+  at::removeCallback(handle);
 }
 
 TEST_CASE("llama: frozen weights get no gradient, and without gates nothing is recorded") {
   Llama model = tiny_llama(at::kFloat);
   const PackedTokens input = three_documents();
   CHECK_FALSE(model.forward(input, {}).requires_grad());
-  CHECK_FALSE(model.forward(input, {}, true).requires_grad());
+  CHECK_FALSE(model.forward(input, {}, {true}).requires_grad());
   const at::Tensor gates = at::rand({2, 2}).set_requires_grad(true);
   next_token_loss(model.forward(input, {gates, 1, 2}), model.head_weight(), test::random_tokens(13, 37), 4).backward();
   CHECK(gates.grad().defined());

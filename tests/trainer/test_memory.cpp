@@ -59,13 +59,15 @@ ModelConfig config_of(bool extended) {
 }
 
 TEST_CASE("memory: a training step needs what is said") {
-  const bool extended = GENERATE(false, true), recompute = GENERATE(false, true);
+  const bool extended = GENERATE(false, true);
+  const Keeping keeping = GENERATE(Keeping{}, Keeping{true}, Keeping{true, 3});
   const TrainMode mode = GENERATE(TrainMode::kMasks, TrainMode::kBoth);
   TrainConfig config;
   config.train.seq_len = 1500;
   config.train.loss_chunk = 200;
   config.train.mode = mode;
-  INFO("extended " << extended << ", recompute " << recompute << ", trained weights " << (mode == TrainMode::kBoth));
+  INFO("extended " << extended << ", inputs only " << keeping.inputs_only << ", results of "
+                   << keeping.attention_results << ", trained weights " << (mode == TrainMode::kBoth));
 
   const CountedMemory memory;
   const int64_t before = memory.now;
@@ -76,10 +78,10 @@ TEST_CASE("memory: a training step needs what is said") {
   const at::Tensor labels = test::random_tokens(config.train.seq_len, 600);
   const at::Tensor gates = at::full({4, 2}, 0.5).set_requires_grad(true);
 
-  const MemoryNeed need = memory_need(model, config, recompute);
+  const MemoryNeed need = memory_need(model, config, keeping);
   const int64_t start = memory.now;
   memory.most = start;
-  at::Tensor hidden = model.forward(input, {gates, 16, 64}, recompute);
+  at::Tensor hidden = model.forward(input, {gates, 16, 64}, keeping);
   CHECK(static_cast<double>(memory.now - start) == Approx(static_cast<double>(need.activations)).epsilon(0.05));
   at::Tensor loss = next_token_loss(hidden, model.head_weight(), labels, config.train.loss_chunk);
   loss.backward();
@@ -88,6 +90,24 @@ TEST_CASE("memory: a training step needs what is said") {
   // Never more than said; less where the gradients of all weights do not exist yet when the most else does.
   CHECK(memory.most - before <= need.total());
   CHECK(memory.most - before >= need.total() * 3 / 4);
+}
+
+TEST_CASE("memory: what is kept follows what is free") {
+  const Llama model = Llama::without_values(config_of(false), at::kFloat);
+  TrainConfig config;
+  config.train.seq_len = 1500;
+  const auto plan = [&](int64_t available) { return plan_keeping(model, config, available); };
+  const int64_t all = activation_bytes(model.config(), 1500, 4, false);
+  CHECK_FALSE(plan(2 * all).inputs_only);
+  CHECK(plan(2 * all - 1).inputs_only);
+  CHECK(plan(2 * all - 1).attention_results == 4);
+  CHECK(plan(0).inputs_only);
+  CHECK(plan(0).attention_results == 0);
+  // Exactly enough for two layers' results, and one byte less.
+  const MemoryNeed need = memory_need(model, config, {true, 2});
+  const int64_t enough = (need.activations + need.work + 8) / 9 * 10;
+  CHECK(plan(enough).attention_results == 2);
+  CHECK(plan(enough - 20).attention_results == 1);
 }
 
 TEST_CASE("memory: the report of a large model needs its config.json only") {
