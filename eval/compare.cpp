@@ -12,7 +12,7 @@
 #include "trainer/open_model.h"
 #include "trainer/open_source.h"
 #include "trainer/philox.h"
-#include "trainer/run_folder.h"
+#include "trainer/provenance.h"
 
 namespace prulong {
 namespace {
@@ -41,7 +41,7 @@ std::vector<Pattern> patterns_of(const MethodOptions& options, const EvalConfig&
                                    sink, window)};
     case MethodType::kPattern: {
       auto pattern = Pattern::load(options.path);
-      pattern.check_fits(shape);
+      pattern.check_fits(shape, options.path);
       if (options.sparsity < 0) return {pattern};
       return {Pattern::from_scores(shape, pattern.scores, options.sparsity, pattern.sink, pattern.window)};
     }

@@ -57,7 +57,8 @@ EvalConfig load_eval_config(const std::filesystem::path& path, const std::vector
   if (config.methods.empty()) refuse("methods", "expected at least one method, found none");
   for (size_t i = 0; i < config.data.size(); ++i) {
     if (config.data[i].type != SourceType::kRecall) {
-      refuse("data." + std::to_string(i) + ".type", "expected recall, the only source with answers");
+      refuse("data." + std::to_string(i) + ".type",
+             "expected recall, the only type with answers, found another; use a recall kit");
     }
     if (config.data[i].questions > config.data[i].statements) {
       refuse("data." + std::to_string(i) + ".questions", "expected at most statements, which is " +

@@ -13,8 +13,29 @@
 namespace prulong {
 namespace {
 
+const char* remedy(int reason) {
+  switch (reason) {
+    case ENOSPC:
+    case EDQUOT:
+      return "free disk space and run again";
+    case EFBIG:
+      return "raise the limit on the size of files (ulimit -f) and run again";
+    case EROFS:
+    case EACCES:
+    case EPERM:
+      return "make its folder writable, or choose another";
+    case ENOENT:
+    case ENOTDIR:
+      return "create its folder, or choose another";
+    default:
+      return "mend the disk, or choose another folder";
+  }
+}
+
 [[noreturn]] void fail(const std::filesystem::path& path, const char* what) {
-  throw Error(path.string() + ": " + what + ": " + std::strerror(errno) + "; nothing was changed");
+  const int reason = errno;
+  throw Error(path.string() + ": " + what + ": " + std::strerror(reason) +
+              "; what was there is kept: " + remedy(reason));
 }
 
 /// Owns a file descriptor.

@@ -153,7 +153,7 @@ Llama Llama::load(const std::filesystem::path& folder, at::ScalarType dtype, at:
     for (auto& [name, tensor] : weights) {
       if (!at::isFloatingType(tensor.scalar_type())) {
         throw Error("tensor \"" + name + "\" has dtype " + c10::toString(tensor.scalar_type()) +
-                    ", expected floating-point weights");
+                    ", expected floating-point weights; save the model in bfloat16 or float32");
       }
       tensor = converted(tensor, dtype, device);
     }

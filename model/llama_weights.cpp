@@ -13,6 +13,7 @@ namespace {
 
 constexpr const char* kEmbedding = "model.embed_tokens.weight";
 constexpr const char* kHead = "lm_head.weight";
+constexpr const char* kRemedy = "; config.json and weights must be of one model: download both again";
 
 std::string text(at::IntArrayRef shape) {
   std::string result;
@@ -22,17 +23,18 @@ std::string text(at::IntArrayRef shape) {
 
 void check_tensor(const TensorMap& weights, const std::string& name, const std::vector<int64_t>& shape) {
   const auto found = weights.find(name);
-  if (found == weights.end()) throw Error("tensor \"" + name + "\" is missing, expected " + text(shape));
+  if (found == weights.end()) throw Error("tensor \"" + name + "\" is missing, expected " + text(shape) + kRemedy);
   const at::Tensor& tensor = found->second;
   if (tensor.sizes() != at::IntArrayRef(shape)) {
-    throw Error("tensor \"" + name + "\" has shape " + text(tensor.sizes()) + ", config.json asks for " + text(shape));
+    throw Error("tensor \"" + name + "\" has shape " + text(tensor.sizes()) + ", config.json asks for " + text(shape) +
+                kRemedy);
   }
   const at::Tensor& first = weights.at(kEmbedding);
   if (!at::isFloatingType(tensor.scalar_type()) || tensor.scalar_type() != first.scalar_type() ||
       tensor.device() != first.device()) {
     throw Error("tensor \"" + name + "\" is " + c10::toString(tensor.scalar_type()) + " on " + tensor.device().str() +
                 ", expected the floating dtype and device of " + kEmbedding + ", " +
-                c10::toString(first.scalar_type()) + " on " + first.device().str());
+                c10::toString(first.scalar_type()) + " on " + first.device().str() + "; save the model in one dtype");
   }
 }
 
@@ -99,7 +101,7 @@ void check_llama_weights(const ModelConfig& config, TensorMap& weights) {
     if (!shapes.contains(name)) {
       throw Error("tensor \"" + name + "\" " + text(tensor.sizes()) + " has no place in a " + config.model_type +
                   " of " + std::to_string(config.layers) + " layers" +
-                  (config.tied_embeddings ? " with tied embeddings" : ""));
+                  (config.tied_embeddings ? " with tied embeddings" : "") + kRemedy);
     }
   }
 }

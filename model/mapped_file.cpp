@@ -16,11 +16,13 @@ namespace prulong {
 
 MappedFile::MappedFile(const std::filesystem::path& path) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) throw Error(path.string() + ": cannot open: " + std::strerror(errno));
+  if (fd < 0)
+    throw Error(path.string() + ": cannot open: " + std::strerror(errno) + "; check the path and its permissions");
   struct stat info {};
   if (::fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
     ::close(fd);
-    throw Error(path.string() + ": expected a regular file, found something else (a folder, a device or a pipe)");
+    throw Error(path.string() +
+                ": expected a regular file, found something else (a folder, a device or a pipe); check the path");
   }
   size_ = static_cast<size_t>(info.st_size);
   if (size_ > 0) {  // mmap refuses length 0
@@ -31,7 +33,8 @@ MappedFile::MappedFile(const std::filesystem::path& path) {
   ::close(fd);  // the mapping keeps the file
   if (data_ == MAP_FAILED) {
     data_ = nullptr;
-    throw Error(path.string() + ": cannot map into memory: " + std::strerror(reason));
+    throw Error(path.string() + ": cannot map into memory: " + std::strerror(reason) +
+                "; copy it to a local disk, or free memory");
   }
 }
 

@@ -117,17 +117,18 @@ Reader open_config(const path& folder) {
   const path file = folder / "config.json";
   const MappedFile mapping(file);
   if (mapping.bytes().size() > kMaxConfigBytes)
-    throw Error(file.string() + ": larger than 16 MB; not a model's config");
+    throw Error(file.string() + ": larger than 16 MB: not a model's config; download it again");
   const char* text = reinterpret_cast<const char*>(mapping.bytes().data());
   json object;
   try {
     object = json::parse(text, text + mapping.bytes().size());
   } catch (const json::parse_error& error) {
-    throw Error(file.string() + ": not valid JSON at byte " + std::to_string(error.byte));
+    throw Error(file.string() + ": not valid JSON at byte " + std::to_string(error.byte) + "; download it again");
   } catch (const json::exception&) {
-    throw Error(file.string() + ": has a number out of range");
+    throw Error(file.string() + ": has a number out of range; download it again");
   }
-  if (!object.is_object()) throw Error(file.string() + ": expected a JSON object");
+  if (!object.is_object())
+    throw Error(file.string() + ": expected a JSON object, found something else; download it again");
   return {file, std::move(object), ""};
 }
 

@@ -48,15 +48,16 @@ struct FolderGuard {
 std::string read_small_file(const fs::path& file) {
   std::error_code error;
   const fs::file_status status = fs::status(file, error);
-  if (!fs::exists(status)) throw Error(file.string() + ": there is no such file");
-  if (!fs::is_regular_file(status)) throw Error(file.string() + ": not a regular file");
+  if (!fs::exists(status)) throw Error(file.string() + ": there is no such file; check the path");
+  if (!fs::is_regular_file(status))
+    throw Error(file.string() + ": expected a regular file, found something else; check the path");
   if (fs::file_size(file, error) > kMaxFileBytes || error) {
-    throw Error(file.string() + ": too large for a pattern or a table of heads (more than 64 MiB)");
+    throw Error(file.string() + ": too large for a pattern or a table of heads (more than 64 MiB); check the path");
   }
   std::ifstream stream(file, std::ios::binary);
   std::ostringstream text;
   text << stream.rdbuf();
-  if (!stream) throw Error(file.string() + ": cannot be read");
+  if (!stream) throw Error(file.string() + ": cannot be read; check its permissions");
   return text.str();
 }
 
@@ -119,7 +120,12 @@ Pattern Pattern::from_scores(const ModelShape& model, std::vector<double> scores
 Pattern Pattern::load(const fs::path& path) {
   std::error_code ignored;
   const fs::path file = fs::is_directory(path, ignored) ? path / "pattern.json" : path;
-  return pattern_from_json(file, read_small_file(file));
+  const std::string text = read_small_file(file);
+  try {
+    return pattern_from_json(file, text);
+  } catch (const Error& error) {
+    throw Error(std::string(error.what()) + "; export the pattern again (prulong-export)");
+  }
 }
 
 void Pattern::save_json(const fs::path& file) const {
@@ -130,7 +136,9 @@ void Pattern::save_json(const fs::path& file) const {
 void Pattern::save(const fs::path& folder) const {
   check_pattern(*this, folder.string());
   const auto fail = [&](const std::error_code& error) {
-    if (error) throw Error(folder.string() + ": cannot create this folder: " + error.message());
+    if (error)
+      throw Error(folder.string() + ": cannot create this folder: " + error.message() +
+                  "; choose another one, or free space");
   };
   std::error_code error;
   fs::path target = folder.lexically_normal();
@@ -155,14 +163,16 @@ void Pattern::save(const fs::path& folder) const {
   if (!fs::is_directory(target, error)) throw Error(folder.string() + ": not a folder; name another one");
   // Without a table for a moment rather than with one that disagrees.
   fs::remove(target / "masks.tsv", error);
-  if (error) throw Error((target / "masks.tsv").string() + ": cannot replace: " + error.message());
+  if (error)
+    throw Error((target / "masks.tsv").string() + ": cannot replace: " + error.message() +
+                "; make its folder writable");
   write_file_atomically(target / "pattern.json", pattern_to_json(*this));
   write_file_atomically(target / "masks.tsv", to_tsv(*this));
 }
 
-void Pattern::check_fits(const ModelShape& other) const {
-  const auto refuse = [](const std::string& what, const std::string& ours, const std::string& theirs) {
-    throw Error("the pattern does not fit the model: " + what + " " + ours + " in the pattern, " + theirs +
+void Pattern::check_fits(const ModelShape& other, const std::string& name) const {
+  const auto refuse = [&](const std::string& what, const std::string& ours, const std::string& theirs) {
+    throw Error(name + ": does not fit the model: " + what + " " + ours + " in the pattern, " + theirs +
                 " in the model; use a pattern made for this model");
   };
   const auto compare = [&](const char* what, int64_t ours, int64_t theirs) {

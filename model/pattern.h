@@ -52,8 +52,9 @@ struct Pattern {
   /// @throws Error as save_json.
   void save(const std::filesystem::path& folder) const;
 
+  /// @param name  the file, for messages.
   /// @throws Error naming the first mismatch if this pattern was made for another shape of model.
-  void check_fits(const ModelShape& other) const;
+  void check_fits(const ModelShape& other, const std::string& name = "the pattern") const;
 
   /// Share of heads that are local, in [0, 1].
   double local_fraction() const;

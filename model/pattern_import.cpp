@@ -35,7 +35,8 @@ double read_value(std::string_view field, const std::string& where) {
   if (error != std::errc() || end != field.data() + field.size() || !std::isfinite(value)) {
     std::string quoted;
     for (const char c : field.substr(0, kMaxQuoted)) quoted += c >= ' ' && c <= '~' ? c : '?';
-    throw Error(where + ": expected a finite number, found '" + quoted + "' (columns are separated by tabs)");
+    throw Error(where + ": expected a finite number, found '" + quoted +
+                "'; mend the table (columns are separated by tabs)");
   }
   return value;
 }
@@ -45,14 +46,16 @@ HeadTable read_head_table(const fs::path& file) {
   const std::string content = read_small_file(file);
   std::string_view text = content;
   while (!text.empty() && (text.back() == '\n' || text.back() == '\r')) text.remove_suffix(1);
-  if (text.empty()) throw Error(file.string() + ": an empty table; expected a row per layer and a column per KV head");
+  if (text.empty())
+    throw Error(file.string() +
+                ": an empty table; expected a row per layer and a column per KV head; use another file");
   HeadTable table;
   while (!text.empty()) {
     std::string_view line = next_piece(text, '\n');
     if (!line.empty() && line.back() == '\r') line.remove_suffix(1);
     ++table.rows;
     const std::string where = file.string() + ":" + std::to_string(table.rows);
-    if (line.empty()) throw Error(where + ": an empty row");
+    if (line.empty()) throw Error(where + ": expected numbers, found an empty row; mend the table");
     int64_t columns = 1;
     for (const char c : line) columns += c == '\t';
     for (int64_t column = 0; column < columns; ++column) {
@@ -61,7 +64,7 @@ HeadTable read_head_table(const fs::path& file) {
     if (table.rows == 1) table.columns = columns;
     if (columns != table.columns) {
       throw Error(where + ": " + std::to_string(columns) + " columns, but the rows before have " +
-                  std::to_string(table.columns));
+                  std::to_string(table.columns) + "; mend the table");
     }
   }
   return table;
@@ -78,7 +81,7 @@ Pattern import_head_table(const fs::path& path, const ModelShape& model, std::op
   if (table.rows != model.layers || table.columns != model.kv_heads) {
     throw Error(file.string() + ": the table does not fit the model: " + std::to_string(table.rows) + " rows of " +
                 std::to_string(table.columns) + ", but the model has " + std::to_string(model.layers) + " layers of " +
-                std::to_string(model.kv_heads) + " KV heads");
+                std::to_string(model.kv_heads) + " KV heads; use the table made for this model");
   }
   if (folder && !(sink && window)) {
     const fs::path config = path / "config.json";

@@ -214,7 +214,8 @@ Pattern pattern_from_json(const fs::path& file, const std::string& text) {
 
 int64_t integer_of_json(const fs::path& file, const std::string& text, const std::string& key, int64_t minimum) {
   const json root = parse_strictly(file, text);
-  if (!root.is_object()) throw Error(file.string() + ": expected a JSON object");
+  if (!root.is_object())
+    throw Error(file.string() + ": expected a JSON object, found something else; copy the file again");
   return Fields(file, "", root, {key}, true).integer(key, minimum);
 }
 

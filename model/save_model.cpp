@@ -43,7 +43,7 @@ std::string config_text(const std::filesystem::path& file, at::ScalarType dtype)
   try {
     config = nlohmann::ordered_json::parse(in);
   } catch (const nlohmann::json::exception&) {
-    throw Error(file.string() + ": cannot read it as JSON");
+    throw Error(file.string() + ": expected JSON, found something else; download the model again");
   }
   // transformers 5.x says dtype, 4.x torch_dtype and reads both.
   config[config.contains("torch_dtype") ? "torch_dtype" : "dtype"] = hugging_face_name(dtype);
@@ -56,13 +56,16 @@ void save_model(const std::filesystem::path& folder, const Llama& model, const s
   const std::string config = config_text(config_from / "config.json", model.dtype());
   std::error_code problem;
   std::filesystem::create_directories(folder, problem);
-  if (problem) throw Error(folder.string() + ": cannot create the folder: " + problem.message());
+  if (problem)
+    throw Error(folder.string() + ": cannot create the folder: " + problem.message() + "; make its parent writable");
   write_file_atomically(folder / "config.json", config);
   for (const char* name : kCopied) {
     const std::filesystem::path from = config_from / name, to = folder / name;
     if (!std::filesystem::exists(from) || std::filesystem::equivalent(config_from, folder)) continue;
     std::filesystem::copy_file(from, to, std::filesystem::copy_options::overwrite_existing, problem);
-    if (problem) throw Error(to.string() + ": cannot copy from " + from.string() + ": " + problem.message());
+    if (problem)
+      throw Error(to.string() + ": cannot copy from " + from.string() + ": " + problem.message() +
+                  "; free space, or mend permissions, and run again");
   }
   save_safetensors(folder / "model.safetensors", model.weights(), {{"format", "pt"}});
 }

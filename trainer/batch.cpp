@@ -18,7 +18,9 @@ Batch make_batch(const Sequence& sequence, bool answers_only, at::Device device)
   const auto length = static_cast<int64_t>(sequence.tokens.size());
   const bool has_answers = !sequence.is_answer.empty();
   if (answers_only && !has_answers) {
-    throw Error("train.loss_tokens: answers needs a source with answers (type: recall)");
+    throw Error(
+        "train.loss_tokens: answers needs a source with answers, found one without; use type: recall, or loss_tokens: "
+        "all");
   }
   auto tokens = at::empty({length}, at::kLong), labels = at::empty({length}, at::kLong);
   auto answers = at::empty({has_answers ? length : 0}, at::kBool);

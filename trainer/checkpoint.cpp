@@ -3,35 +3,21 @@
 
 #include <cinttypes>
 #include <cstdio>
-#include <fstream>
 #include <limits>
-#include <nlohmann/json.hpp>
-#include <sstream>
+#include <utility>
 #include <vector>
 
-#include "model/atomic_file.h"
 #include "model/error.h"
-#include "model/mapped_file.h"
+#include "trainer/checkpoint_manifest.h"
 
 namespace prulong {
 namespace {
 
 namespace fs = std::filesystem;
-constexpr int kVersion = 1;
 
 std::string stem(int64_t step) {
   char text[32];
   std::snprintf(text, sizeof text, "step-%08lld", static_cast<long long>(step));
-  return text;
-}
-
-/// FNV-1a, 64 bits, in hexadecimal: it guards against damage, not against forgery.
-std::string checksum_of_file(const fs::path& path) {
-  const MappedFile file(path);
-  uint64_t hash = 0xcbf29ce484222325;
-  for (const std::byte byte : file.bytes()) hash = (hash ^ static_cast<uint64_t>(byte)) * 0x100000001b3;
-  char text[17];
-  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(hash));
   return text;
 }
 
@@ -51,43 +37,13 @@ std::vector<fs::path> manifests(const fs::path& folder, int64_t last_step = std:
   return newest_first;
 }
 
-TrainingState load_verified(const fs::path& manifest_path) {
-  std::ifstream in(manifest_path);
-  std::stringstream text;
-  text << in.rdbuf();
-  const auto manifest = nlohmann::json::parse(text.str(), nullptr, false);
-  if (!manifest.is_object() || manifest.value("format", nlohmann::json()) != "prulong-checkpoint" ||
-      manifest.value("version", nlohmann::json()) != kVersion || !manifest.contains("bytes") ||
-      !manifest.contains("fnv1a64")) {
-    throw Error(manifest_path.string() + ": not a version " + std::to_string(kVersion) + " checkpoint manifest");
-  }
-  auto data_path = manifest_path;
-  data_path.replace_extension(".safetensors");
-  std::error_code error;
-  const auto bytes = fs::file_size(data_path, error);
-  if (error) throw Error(data_path.string() + ": missing");
-  if (manifest["bytes"] != bytes) {
-    throw Error(data_path.string() + ": has " + std::to_string(bytes) + " bytes, its manifest says " +
-                manifest["bytes"].dump());
-  }
-  const auto checksum = checksum_of_file(data_path);
-  if (manifest["fnv1a64"] != checksum) {
-    throw Error(data_path.string() + ": checksum " + checksum + " differs from its manifest's " +
-                manifest["fnv1a64"].dump());
-  }
+TrainingState load_verified(const fs::path& manifest) {
+  const fs::path data = verified_data(manifest);
   std::map<std::string, std::string> metadata;
-  TrainingState state;
-  state.tensors = load_safetensors(data_path, &metadata);
-  for (auto& [name, tensor] : state.tensors) tensor = tensor.clone();  // the file may be removed while we run
-  try {
-    const auto head = nlohmann::json::parse(metadata.at("state"));
-    state.step = head.at("step").get<int64_t>();
-    state.sequences = head.at("sequences").get<int64_t>();
-    state.identity = head.at("identity").get<std::map<std::string, std::string>>();
-  } catch (const std::exception& bad) {
-    throw Error(data_path.string() + ": its metadata is no training state: " + bad.what());
-  }
-  return state;
+  TensorMap tensors = load_safetensors(data, &metadata);
+  for (auto& [name, tensor] : tensors) tensor = tensor.clone();  // the file may be removed while we run
+  StateHead head = head_of(metadata, data);
+  return {head.step, head.sequences, std::move(tensors), std::move(head.identity)};
 }
 
 }  // namespace
@@ -95,18 +51,14 @@ TrainingState load_verified(const fs::path& manifest_path) {
 void save_checkpoint(const fs::path& folder, const TrainingState& state, int64_t keep) {
   std::error_code error;
   fs::create_directories(folder, error);
-  if (error) throw Error(folder.string() + ": cannot be created: " + error.message());
-  const auto data_path = folder / (stem(state.step) + ".safetensors");
-  const nlohmann::json head = {{"step", state.step}, {"sequences", state.sequences}, {"identity", state.identity}};
-  save_safetensors(data_path, state.tensors, {{"state", head.dump()}});
-  const nlohmann::json manifest = {{"format", "prulong-checkpoint"},
-                                   {"version", kVersion},
-                                   {"step", state.step},
-                                   {"bytes", fs::file_size(data_path)},
-                                   {"fnv1a64", checksum_of_file(data_path)}};
-  const auto manifest_path = folder / (stem(state.step) + ".json");
-  write_file_atomically(manifest_path, manifest.dump(2) + "\n");
-  load_verified(manifest_path);
+  if (error) {
+    throw Error(folder.string() + ": cannot be created: " + error.message() +
+                "; make its folder writable, or free space");
+  }
+  const auto data = folder / (stem(state.step) + ".safetensors");
+  save_safetensors(data, state.tensors, to_metadata({state.step, state.sequences, state.identity}));
+  write_manifest(data, state.step);
+  load_verified(folder / (stem(state.step) + ".json"));
 
   // Those ahead of this step are damaged ones that were passed over: they must not push good ones out.
   const auto all = manifests(folder, state.step);

@@ -38,8 +38,7 @@ std::string describe(const ConfigNode& node) {
   return show_text(node.scalar);
 }
 
-// --- YAML to ConfigNode
-// ------------------------------------------------------------------------------------------------
+// --- YAML to ConfigNode ----------------------------------------------------------------------------------------------
 
 class TreeBuilder : public YAML::EventHandler {
  public:
@@ -91,7 +90,8 @@ class TreeBuilder : public YAML::EventHandler {
   ConfigNode make(Kind kind, const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor) const {
     if (anchor != 0) fail(where(mark), "anchors (&name) are not supported; write the value out");
     // yaml-cpp gives "?" to what has no tag and "!" to quoted scalars.
-    if (!tag.empty() && tag != "?" && tag != "!") fail(where(mark), "YAML tags are not supported: " + show_text(tag));
+    if (!tag.empty() && tag != "?" && tag != "!")
+      fail(where(mark), "YAML tags are not supported; write the value without " + show_text(tag));
     ConfigNode node;
     node.kind = kind;
     node.where = where(mark);
@@ -100,7 +100,7 @@ class TreeBuilder : public YAML::EventHandler {
   void take_key(ConfigNode name) {
     Open& parent = open_.back();
     if (const ConfigNode* first = parent.node.find(name.scalar)) {
-      fail(name.where, "duplicate key " + show_text(name.scalar) + ", already given at " + first->where);
+      fail(name.where, "duplicate key " + show_text(name.scalar) + ", already given at " + first->where + "; keep one");
     }
     parent.key = name.scalar;
     parent.key_where = name.where;
@@ -134,7 +134,7 @@ class TreeBuilder : public YAML::EventHandler {
 };
 
 ConfigNode parse_yaml(const std::string& text, const std::string& place, bool numbered) {
-  if (text.find('\0') != std::string::npos) fail(place, "not a text file");
+  if (text.find('\0') != std::string::npos) fail(place, "expected a text file, found a zero byte; name a YAML file");
   std::istringstream lines(text);
   int64_t number = 0;
   for (std::string line; std::getline(lines, line);) {
@@ -150,15 +150,14 @@ ConfigNode parse_yaml(const std::string& text, const std::string& place, bool nu
     YAML::Parser parser(stream);
     parser.HandleNextDocument(builder);
     TreeBuilder rest(place, numbered);
-    if (parser.HandleNextDocument(rest)) fail(place, "more than one YAML document");
+    if (parser.HandleNextDocument(rest)) fail(place, "more than one YAML document; keep one");
   } catch (const YAML::Exception& error) {
     fail(builder.where(error.mark), "not valid YAML: " + error.msg);
   }
   return std::move(builder.root);
 }
 
-// --- ConfigNode to configuration
-// ----------------------------------------------------------------------------------------
+// --- ConfigNode to configuration -------------------------------------------------------------------------------------
 
 struct UnknownKey {
   std::string where;
@@ -313,13 +312,14 @@ const ConfigNode* ConfigNode::find(std::string_view name) const {
 ConfigDocument ConfigDocument::load(const std::filesystem::path& path) {
   const std::string name = path.string();
   std::error_code error;
-  if (std::filesystem::is_directory(path, error)) fail(name, "expected a YAML file, found a folder");
+  if (std::filesystem::is_directory(path, error))
+    fail(name, "expected a YAML file, found a folder; name the file in it");
   std::ifstream file(path, std::ios::binary);
-  if (!file) fail(name, std::string("cannot open: ") + std::strerror(errno));
+  if (!file) fail(name, std::string("cannot open: ") + std::strerror(errno) + "; check the path");
   std::string text(kMaxBytes + 1, '\0');
   file.read(text.data(), static_cast<std::streamsize>(text.size()));
   text.resize(static_cast<size_t>(file.gcount()));
-  if (text.size() > kMaxBytes) fail(name, "larger than 1 MiB: not a configuration");
+  if (text.size() > kMaxBytes) fail(name, "larger than 1 MiB: not a configuration; check the path");
   return parse(text, name);
 }
 

@@ -36,9 +36,9 @@ Input detect(const fs::path& path) {
     }
     throw Error(path.string() +
                 ": holds no pattern.json (a training run writes it at its first checkpoint) and no "
-                "full_attention_heads.tsv");
+                "full_attention_heads.tsv; check the path");
   }
-  if (!fs::exists(path, ignored)) throw Error(path.string() + ": there is no such file or folder");
+  if (!fs::exists(path, ignored)) throw Error(path.string() + ": there is no such file or folder; check the path");
   char first = 0;
   std::ifstream(path, std::ios::binary) >> first;  // skips white space
   if (first == '{') return {Input::Kind::kPattern, path, "pattern file"};
@@ -78,7 +78,7 @@ Pattern rounded(const Pattern& pattern, double sparsity, std::string& note) {
 Pattern read_input(const ExportRequest& request, const Input& input) {
   if (input.kind == Input::Kind::kPattern) {
     Pattern pattern = Pattern::load(input.path);
-    if (request.model) pattern.check_fits(read_model_config(*request.model).shape());
+    if (request.model) pattern.check_fits(read_model_config(*request.model).shape(), input.path.string());
     const auto change = [&](const char* key, int64_t& value, const std::optional<int64_t>& wanted) {
       if (!wanted || *wanted == value) return;
       pattern.provenance[std::string(key) + "_changed_at_export"] = "from " + std::to_string(value);

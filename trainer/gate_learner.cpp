@@ -39,9 +39,9 @@ at::Tensor to_tensor(const std::vector<double>& values) {
 std::vector<double> values_of(const TensorMap& state, const std::string& name, size_t size) {
   const auto found = state.find(name);
   if (found == state.end() || found->second.numel() != static_cast<int64_t>(size)) {
-    throw Error("checkpoint: expected " + std::to_string(size) + " values of " + name + ", found " +
+    throw Error("expected " + std::to_string(size) + " values of " + name + ", found " +
                 (found == state.end() ? "none" : std::to_string(found->second.numel())) +
-                "; it belongs to another model");
+                "; it belongs to another model: use another run.dir");
   }
   return to_vector(found->second);
 }

@@ -3,19 +3,15 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
-#include <torch/version.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
-#include <fstream>
 #include <nlohmann/json.hpp>
-#include <set>
-#include <sstream>
 
 #include "model/atomic_file.h"
 #include "model/error.h"
-#include "trainer/data/random.h"
+#include "trainer/provenance.h"
 
 namespace prulong {
 namespace {
@@ -33,27 +29,35 @@ bool decides_results(const std::string& key) {
 }  // namespace
 
 RunFolder::RunFolder(const fs::path& path, Resume resume) : path_(path) {
+  const auto refuse = [&](const std::string& what) {
+    throw Error(path.string() + ": " + what + "; choose another run.dir");
+  };
   std::error_code error;
   fs::create_directories(path, error);
-  if (error) throw Error(path.string() + ": cannot be created: " + error.message() + "; choose another run.dir");
-  if (resume == Resume::kNever && !fs::is_empty(path)) {
-    throw Error(path.string() + ": is not empty, and run.resume is never; choose another run.dir");
-  }
+  if (error) refuse("cannot be created: " + error.message());
+  const bool empty = fs::is_empty(path, error);
+  if (error) refuse("cannot be read: " + error.message());
+  if (resume == Resume::kNever && !empty) refuse("is not empty, and run.resume is never");
   lock_ = ::open((path / kLockName).c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-  if (lock_ < 0) throw Error(path.string() + ": cannot be written: " + std::strerror(errno));
+  if (lock_ < 0) refuse(std::string("cannot be written: ") + std::strerror(errno) + "; make it writable");
   if (::flock(lock_, LOCK_EX | LOCK_NB) != 0) {
+    const int reason = errno;
     ::close(lock_);
-    throw Error(path.string() + ": another run is using this folder; wait for it, or choose another run.dir");
+    if (reason == EWOULDBLOCK) refuse("another run is using this folder; wait for it");
+    refuse(std::string("cannot be locked: ") + std::strerror(reason));
   }
 }
 
 RunFolder::~RunFolder() { ::close(lock_); }
 
-void RunFolder::describe(const TrainConfig& config, const std::map<std::string, std::string>& facts) const {
+void RunFolder::describe(const TrainConfig& config, const std::map<std::string, std::string>& facts,
+                         at::Device device) const {
   write_file_atomically(path_ / "config.yaml", to_yaml(config));
   nlohmann::json description = facts;
   description["versions"] = versions();
-  write_file_atomically(path_ / "run.json", description.dump(2) + "\n");
+  description["machine"] = machine(device);
+  write_file_atomically(path_ / "run.json",
+                        description.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
 }
 
 std::map<std::string, std::string> run_identity(const TrainConfig& config, std::map<std::string, std::string> facts) {
@@ -62,26 +66,6 @@ std::map<std::string, std::string> run_identity(const TrainConfig& config, std::
     if (!row.section && decides_results(row.path)) facts.emplace(row.path, row.value);  // facts win
   }
   return facts;
-}
-
-std::string model_fingerprint(const fs::path& model) {
-  std::ifstream in(model / "config.json");
-  std::stringstream text;
-  text << in.rdbuf();
-  std::set<std::string> files;
-  for (const auto& entry : fs::directory_iterator(model)) {
-    if (entry.path().extension() == ".safetensors") {
-      files.insert(entry.path().filename().string() + ":" + std::to_string(fs::file_size(entry.path())));
-    }
-  }
-  for (const auto& file : files) text << '\n' << file;
-  char hex[17];
-  std::snprintf(hex, sizeof hex, "%016llx", static_cast<unsigned long long>(hash64(text.str())));
-  return hex;
-}
-
-std::map<std::string, std::string> versions() {
-  return {{"prulong", PRULONG_VERSION}, {"torch", TORCH_VERSION}, {"compiler", __VERSION__}};
 }
 
 }  // namespace prulong

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <c10/core/Device.h>
+
 #include <filesystem>
 #include <map>
 #include <string>
@@ -9,8 +11,9 @@
 
 namespace prulong {
 
-/// A run's folder, held by this process alone: config.yaml (resolved), run.json (versions, model, data), metrics.jsonl,
-/// log.txt, checkpoints/, and at each checkpoint pattern.json and masks.tsv.
+/// A run's folder, held by this process alone: config.yaml (resolved), run.json (fingerprints of model and
+/// data, versions, machine), metrics.jsonl and the same for TensorBoard, log.txt, checkpoints/, and at each checkpoint
+/// pattern.json and masks.tsv.
 class RunFolder {
  public:
   /// Creates the folder and locks it.
@@ -24,8 +27,9 @@ class RunFolder {
   std::filesystem::path checkpoints() const { return path_ / "checkpoints"; }
 
   /// Writes config.yaml and run.json.
-  /// @param facts  what run.json says besides versions.
-  void describe(const TrainConfig& config, const std::map<std::string, std::string>& facts) const;
+  /// @param facts   what run.json says besides versions and machine.
+  /// @param device  where the run computes.
+  void describe(const TrainConfig& config, const std::map<std::string, std::string>& facts, at::Device device) const;
 
  private:
   std::filesystem::path path_;
@@ -35,11 +39,5 @@ class RunFolder {
 /// What must stay the same when a run goes on: every key that decides its results, by "section.key", and `facts` (model
 /// and data fingerprints).
 std::map<std::string, std::string> run_identity(const TrainConfig& config, std::map<std::string, std::string> facts);
-
-/// Changes when another model lies in a folder: its config.json and the names and sizes of its weight files.
-std::string model_fingerprint(const std::filesystem::path& model);
-
-/// Versions of this program and of torch, as key = value.
-std::map<std::string, std::string> versions();
 
 }  // namespace prulong

@@ -23,6 +23,7 @@
 #include "trainer/memory.h"
 #include "trainer/open_model.h"
 #include "trainer/open_source.h"
+#include "trainer/provenance.h"
 #include "trainer/run_folder.h"
 #include "trainer/run_log.h"
 #include "trainer/schedule.h"
@@ -72,6 +73,7 @@ class Trainer {
                                                       config.optimizer.eps, config.optimizer.weight_decay, false});
     }
     keeping_ = decide_keeping();
+    facts_ = find_facts();
     resume();
   }
 
@@ -111,7 +113,7 @@ class Trainer {
   static std::optional<Pattern> load_start(const GateOptions& options, const ModelShape& shape) {
     if (options.pattern.empty()) return std::nullopt;
     auto pattern = Pattern::load(options.pattern);
-    pattern.check_fits(shape);
+    pattern.check_fits(shape, options.pattern);
     return pattern;
   }
 
@@ -129,13 +131,15 @@ class Trainer {
 
   // --- Starting and resuming ---------------------------------------------------------------------------------------
 
-  std::map<std::string, std::string> facts() const {
+  /// Fingerprints of what the run is made from, wherever it lies.
+  std::map<std::string, std::string> find_facts() const {
     return {{"model", model_fingerprint(config_.model.path)},
             {"model.dtype", dtype_ == at::kFloat ? "float32" : "bfloat16"},
-            {"data.train", train_data_->fingerprint()}};
+            {"data.train", train_data_->fingerprint()},
+            {"gates.pattern", start_ ? mask_fingerprint(*start_) : "none"}};
   }
 
-  std::map<std::string, std::string> identity() const { return run_identity(config_, facts()); }
+  std::map<std::string, std::string> identity() const { return run_identity(config_, facts_); }
 
   void resume() {
     std::vector<std::string> warnings;
@@ -143,15 +147,24 @@ class Trainer {
         load_newest_checkpoint(folder_.checkpoints(), [&](const std::string& text) { warnings.push_back(text); });
     if (saved) {
       check_same_run(saved->identity, identity(), folder_.path());
-      restore(*saved);
+      try {
+        restore(*saved);
+      } catch (const Error& error) {
+        throw Error((folder_.checkpoints().string() + ", step ") + std::to_string(saved->step) + ": " + error.what());
+      }
     }
     log_.emplace(folder_.path(), step_);
     for (const auto& warning : warnings) log_->warn(warning);
     if (saved) log_->info("going on after step " + std::to_string(step_));
-    folder_.describe(config_, facts());
+    auto described = facts_;
+    if (eval_data_) described["data.eval"] = eval_data_->fingerprint();
+    folder_.describe(config_, described, device_);
   }
 
   void announce() {
+    const auto program = versions();
+    log_->info("prulong " + program.at("prulong") + ", commit " + program.at("commit") + ", torch " +
+               program.at("torch") + ", on " + machine(device_).at(device_.is_cuda() ? "gpu" : "cpu"));
     log_->info("model " + config_.model.path + ": " + std::to_string(shape_.layers) + " layers x " +
                std::to_string(shape_.kv_heads) + " KV heads, " + (dtype_ == at::kFloat ? "float32" : "bfloat16") +
                " on " + device_.str() +
@@ -331,8 +344,10 @@ class Trainer {
     made.provenance["made_by"] = "prulong-train";
     made.provenance["steps"] = std::to_string(step_);
     made.provenance["seed"] = std::to_string(config_.train.seed);
-    made.provenance["data"] = train_data_->fingerprint();
+    made.provenance["config_hash"] = fingerprint(identity());
+    made.provenance["data"] = facts_.at("data.train");
     made.provenance["model"] = config_.model.path;
+    made.provenance["model_fingerprint"] = facts_.at("model");
     return made;
   }
 
@@ -360,6 +375,7 @@ class Trainer {
   ModelShape shape_;
   std::unique_ptr<Source> train_data_, eval_data_;
   std::optional<Pattern> start_;  // gates.pattern
+  std::map<std::string, std::string> facts_;
   GateLearner learner_;
   std::optional<WeightsOptimizer> weights_optimizer_;
   LearningRateSchedule learning_rate_;

@@ -77,8 +77,9 @@ void WeightsOptimizer::set_state(const TensorMap& state) {
   const auto restore = [&](const std::string& name, const at::Tensor& into) {
     const auto found = state.find(name);
     if (found == state.end() || found->second.sizes() != into.sizes()) {
-      throw Error("checkpoint: expected a tensor " + name + " of the model's shape, found " +
-                  (found == state.end() ? "none" : "another shape") + "; it belongs to another model or mode");
+      throw Error("expected a tensor " + name + " of the model's shape, found " +
+                  (found == state.end() ? "none" : "another shape") +
+                  "; it belongs to another model or mode: use another run.dir");
     }
     into.copy_(found->second);
   };

@@ -106,7 +106,7 @@ TEST_CASE("What cannot be compared is refused by place and key") {
   CHECK(error_set("methods.0.type=fulll") ==
         "command line: methods.0.type: expected full, local, pattern or random, found \"fulll\"");
   CHECK(error_set("data=[{type: tokens, path: x}]") ==
-        "command line: data.0.type: expected recall, the only source with answers");
+        "command line: data.0.type: expected recall, the only type with answers, found another; use a recall kit");
   CHECK(error_set("data.0.questions=13") ==
         "command line: data.0.questions: expected at most statements, which is 12, found 13");
   CHECK(error_of(kMinimal + "  - {type: random}\n") ==

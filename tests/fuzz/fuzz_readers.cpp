@@ -101,6 +101,7 @@ int main(int argc, char** argv) try {
   __sanitizer_set_death_callback(tell_input);
   std::vector<Reader> readers = fuzz::data_readers(PRULONG_TEST_SOURCE);
   std::ranges::move(fuzz::config_readers(PRULONG_TEST_SOURCE), std::back_inserter(readers));
+  std::ranges::move(fuzz::state_readers(), std::back_inserter(readers));
   int64_t tested = 0;
   for (const Reader& reader : readers) {
     if (!wanted.empty() && reader.name != wanted) continue;

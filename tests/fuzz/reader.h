@@ -22,4 +22,7 @@ std::vector<Reader> data_readers(const std::filesystem::path& root);
 /// Model and run configurations, patterns.
 std::vector<Reader> config_readers(const std::filesystem::path& root);
 
+/// Weights and checkpoints.
+std::vector<Reader> state_readers();
+
 }  // namespace prulong::fuzz

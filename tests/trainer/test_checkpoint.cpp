@@ -173,7 +173,9 @@ TEST_CASE("A damaged checkpoint falls back to the one before, with a warning tha
       check_falls_back("manifest");
     }
     write_text(manifest, R"({"format": "prulong-checkpoint", "version": 1, "bytes": "many", "fnv1a64": []})");
-    check_falls_back("many");
+    check_falls_back("manifest");
+    write_text(manifest, R"({"format": "prulong-checkpoint", "version": 1, "bytes": 7, "fnv1a64": ""})");
+    check_falls_back("its manifest says 7");
     write_text(manifest, R"({"format": "prulong-checkpoint", "version": 2, "bytes": 1, "fnv1a64": ""})");
     check_falls_back("manifest");
     write_text(manifest, good);

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: MIT
+#include "trainer/checkpoint_manifest.h"
+
+#include <cstdio>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "model/atomic_file.h"
+#include "model/error.h"
+#include "model/mapped_file.h"
+
+namespace prulong {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+constexpr const char* kFormat = "prulong-checkpoint";
+constexpr int kVersion = 1;
+constexpr const char* kStateKey = "state";
+
+/// FNV-1a, 64 bits, in hexadecimal: it guards against damage, not against forgery.
+std::string checksum_of_file(const fs::path& path) {
+  const MappedFile file(path);
+  uint64_t hash = 0xcbf29ce484222325;
+  for (const std::byte byte : file.bytes()) hash = (hash ^ static_cast<uint64_t>(byte)) * 0x100000001b3;
+  char text[17];
+  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(hash));
+  return text;
+}
+
+struct Manifest {
+  uint64_t bytes = 0;
+  std::string checksum;
+};
+
+Manifest read_manifest(const fs::path& path) {
+  std::ifstream in(path);
+  std::stringstream text;
+  text << in.rdbuf();
+  const auto root = json::parse(text.str(), nullptr, false);
+  const auto has = [&](const char* key, auto is_right) { return root.contains(key) && is_right(root[key]); };
+  const auto is_size = [](const json& value) { return value.is_number_unsigned(); };
+  const auto is_text = [](const json& value) { return value.is_string(); };
+  if (!root.is_object() || !has("format", [](const json& value) { return value == kFormat; }) ||
+      !has("version", [](const json& value) { return value == kVersion; }) || !has("bytes", is_size) ||
+      !has("fnv1a64", is_text)) {
+    throw Error(path.string() + ": expected the manifest of a checkpoint, version " + std::to_string(kVersion) +
+                ", found something else: it is damaged or another program's; remove it to use older checkpoints");
+  }
+  return {root["bytes"].get<uint64_t>(), root["fnv1a64"].get<std::string>()};
+}
+
+int64_t count_of(const json& head, const char* key) {
+  const json& value = head.at(key);
+  if (!value.is_number_integer() || value.get<int64_t>() < 0) throw std::invalid_argument(key);
+  return value.get<int64_t>();
+}
+
+}  // namespace
+
+void write_manifest(const fs::path& data, int64_t step) {
+  const json manifest = {{"format", kFormat},
+                         {"version", kVersion},
+                         {"step", step},
+                         {"bytes", fs::file_size(data)},
+                         {"fnv1a64", checksum_of_file(data)}};
+  auto path = data;
+  write_file_atomically(path.replace_extension(".json"), manifest.dump(2) + "\n");
+}
+
+fs::path verified_data(const fs::path& manifest_path) {
+  constexpr const char* kRemedy = "; the checkpoint is damaged: remove both of its files";
+  const Manifest manifest = read_manifest(manifest_path);
+  auto data = manifest_path;
+  data.replace_extension(".safetensors");
+  std::error_code error;
+  const auto bytes = fs::file_size(data, error);
+  if (error) throw Error(data.string() + ": missing, though its manifest is there" + kRemedy);
+  if (manifest.bytes != bytes) {
+    throw Error(data.string() + ": has " + std::to_string(bytes) + " bytes, its manifest says " +
+                std::to_string(manifest.bytes) + kRemedy);
+  }
+  const auto checksum = checksum_of_file(data);
+  if (manifest.checksum != checksum) {
+    throw Error(data.string() + ": checksum " + checksum + " differs from its manifest's" + kRemedy);
+  }
+  return data;
+}
+
+std::map<std::string, std::string> to_metadata(const StateHead& head) {
+  const json object = {{"step", head.step}, {"sequences", head.sequences}, {"identity", head.identity}};
+  return {{kStateKey, object.dump()}};
+}
+
+StateHead head_of(const std::map<std::string, std::string>& metadata, const fs::path& file) {
+  try {
+    const auto head = json::parse(metadata.at(kStateKey));
+    return {count_of(head, "step"), count_of(head, "sequences"),
+            head.at("identity").get<std::map<std::string, std::string>>()};
+  } catch (const std::exception&) {
+    throw Error(file.string() + ": expected a training state in its metadata, found " +
+                (metadata.contains(kStateKey) ? "something else" : "none") +
+                "; it is damaged or no checkpoint: remove it with its manifest");
+  }
+}
+
+}  // namespace prulong

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: MIT
+#include "trainer/provenance.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/cuda/CUDAContextLight.h>
+#include <torch/version.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <set>
+#include <string_view>
+
+#include "model/error.h"
+#include "model/mapped_file.h"
+#include "prulong_commit.h"
+#include "trainer/data/random.h"
+
+namespace prulong {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr size_t kSamples = 64;
+constexpr size_t kSampleBytes = 4096;
+
+std::string hexadecimal(uint64_t hash) {
+  char text[17];
+  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(hash));
+  return text;
+}
+
+/// Lines, each of which counts, in order.
+class Fingerprint {
+ public:
+  void add(std::string_view bytes) { text_ += hexadecimal(hash64(bytes)); }
+  std::string text() const { return hexadecimal(hash64(text_)); }
+
+ private:
+  std::string text_;
+};
+
+std::string_view text_of(const MappedFile& file) {
+  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
+}
+
+/// The first bytes of a safetensors file: the length of its header, and the header.
+std::string_view header_of(std::string_view file) {
+  uint64_t length = 0;
+  if (file.size() < sizeof length) return file;
+  std::memcpy(&length, file.data(), sizeof length);
+  return file.substr(0, sizeof length + std::min<uint64_t>(length, file.size() - sizeof length));
+}
+
+void add_weights(const fs::path& path, Fingerprint& fingerprint) {
+  const MappedFile file(path);
+  const std::string_view bytes = text_of(file), header = header_of(bytes), data = bytes.substr(header.size());
+  fingerprint.add(path.filename().string());
+  fingerprint.add(std::to_string(bytes.size()));
+  fingerprint.add(header);
+  if (data.size() <= kSamples * kSampleBytes) return fingerprint.add(data);
+  for (size_t i = 0; i < kSamples; ++i) {  // evenly, the first and the last bytes among them
+    const size_t room = data.size() - kSampleBytes;
+    fingerprint.add(data.substr(room / (kSamples - 1) * i + room % (kSamples - 1) * i / (kSamples - 1), kSampleBytes));
+  }
+}
+
+std::string cpu_name() {
+  std::ifstream in("/proc/cpuinfo");
+  for (std::string line; std::getline(in, line);) {
+    const size_t colon = line.find(": ");
+    if (line.starts_with("model name") && colon != std::string::npos) return line.substr(colon + 2);
+  }
+  return "unknown";
+}
+
+}  // namespace
+
+std::map<std::string, std::string> versions() {
+  return {{"prulong", PRULONG_VERSION},
+          {"commit", PRULONG_COMMIT},
+          {"torch", TORCH_VERSION},
+          {"cuda", PRULONG_CUDA_VERSION},
+          {"compiler", __VERSION__}};
+}
+
+std::map<std::string, std::string> machine(at::Device device) {
+  std::map<std::string, std::string> facts = {{"cpu", cpu_name()}, {"threads", std::to_string(at::get_num_threads())}};
+  if (device.is_cuda()) facts["gpu"] = at::cuda::getDeviceProperties(device.index())->name;
+  return facts;
+}
+
+std::string model_fingerprint(const fs::path& model) {
+  std::set<fs::path> weights;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(model, error)) {
+    if (entry.path().extension() == ".safetensors") weights.insert(entry.path());
+  }
+  if (error)
+    throw Error(model.string() + ": cannot be listed: " + error.message() + "; check the folder's permissions");
+  Fingerprint fingerprint;
+  fingerprint.add(text_of(MappedFile(model / "config.json")));
+  for (const fs::path& path : weights) add_weights(path, fingerprint);
+  return fingerprint.text();
+}
+
+std::string mask_fingerprint(const Pattern& pattern) {
+  return "mask:" + hexadecimal(hash64({reinterpret_cast<const char*>(pattern.mask.data()), pattern.mask.size()}));
+}
+
+std::string fingerprint(const std::map<std::string, std::string>& values) {
+  Fingerprint fingerprint;
+  for (const auto& [key, value] : values) {
+    fingerprint.add(key);
+    fingerprint.add(value);
+  }
+  return fingerprint.text();
+}
+
+}  // namespace prulong

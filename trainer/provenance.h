@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: MIT
+// What a result was made with and from, for the files that say so.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <filesystem>
+#include <map>
+#include <string>
+
+#include "model/pattern.h"
+
+namespace prulong {
+
+/// This program and what it was built with, as key = value: prulong, commit ("-dirty": with changes; "unknown": not
+/// from a checkout), torch, cuda (the compiler's), compiler.
+std::map<std::string, std::string> versions();
+
+/// The machine, as key = value: cpu, threads (torch's), and for a run on a GPU gpu. "unknown" where the system does not
+/// say.
+std::map<std::string, std::string> machine(at::Device device);
+
+/// Changes when another model lies in a folder: its config.json, and of every *.safetensors its name, size, header and
+/// samples of its data. Reads less than 1 MiB per file beside the headers, so other bytes may differ unseen.
+/// @throws Error naming the file that cannot be read.
+std::string model_fingerprint(const std::filesystem::path& model);
+
+/// Of what training takes from a pattern, its mask; not of where it lies.
+std::string mask_fingerprint(const Pattern& pattern);
+
+/// Of any table of keys and values.
+std::string fingerprint(const std::map<std::string, std::string>& values);
+
+}  // namespace prulong
