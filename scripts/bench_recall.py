@@ -20,7 +20,6 @@ import bench_record
 
 ROOT = bench_record.ROOT
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
-KIT = ROOT / "demo" / "kit"
 RANDOM_MASKS = 5
 
 
@@ -29,7 +28,7 @@ def train_all(a, work: Path) -> dict[float, dict]:
     running, start = {}, time.monotonic()
     for sparsity in a.sparsities:
         command = [a.bin / "prulong-train", "configs/demo.yaml", f"sparsity.end={sparsity}", f"train.seq_len={a.train_length}",
-                   f"train.steps={a.steps}", f"train.sequences_per_step={a.sequences_per_step}",
+                   f"data.train.0.path={work}/kit", f"train.steps={a.steps}", f"train.sequences_per_step={a.sequences_per_step}",
                    f"checkpoint.every={a.steps}", f"run.dir={work}/run-{sparsity}"]
         with (work / f"train-{sparsity}.log").open("w") as log:
             environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "4")}
@@ -57,8 +56,8 @@ def measure(a, work: Path, length: int, sequences: int, trained: list[float]) ->
         methods += [f"{{type: pattern, path: {work}/run-{s}, sparsity: {s}, label: learned {s}}}",
                     f"{{type: random, count: {RANDOM_MASKS}, sparsity: {s}}}"]
     out = work / f"recall-{length}.json"
-    command = [a.bin / "prulong-eval", "configs/demo_eval.yaml", f"seq_len={length}", f"sequences={sequences}",
-               f"methods=[{', '.join(methods)}]", f"out={out}"]
+    command = [a.bin / "prulong-eval", "configs/demo_eval.yaml", f"data.0.path={work}/kit", f"seq_len={length}",
+               f"sequences={sequences}", f"methods=[{', '.join(methods)}]", f"out={out}"]
     subprocess.run(list(map(str, command)), cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     rows = json.loads(out.read_text())["methods"]
     for row in rows:
@@ -79,8 +78,8 @@ def main() -> int:
     a = parser.parse_args()
     work = a.out.resolve().parent / "recall"
     work.mkdir(parents=True, exist_ok=True)
-    subprocess.run([sys.executable, "scripts/prepare_data.py", "recall", "--tokenizer", MODEL, "--out", KIT], cwd=ROOT,
-                   check=True)
+    subprocess.run([sys.executable, "scripts/prepare_data.py", "recall", "--tokenizer", MODEL, "--out", work / "kit",
+                    "--overwrite"], cwd=ROOT, check=True)
     records = train_all(a, work)
     results = {"train_length": a.train_length, "sequences_per_step": a.sequences_per_step, "training": records, "lengths": {}}
     failed = len(records) < len(a.sparsities)

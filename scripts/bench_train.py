@@ -56,6 +56,7 @@ def main() -> int:
     parser.add_argument("--lengths", type=int, nargs="+", default=[32768, 65536])
     parser.add_argument("--gates", nargs="+", choices=GATES, default=list(GATES))
     parser.add_argument("--attention", nargs="+", choices=("cudnn", "flash"), default=["cudnn"], help="ours")
+    parser.add_argument("--keep-attention", type=int, default=24, help="layers of ours that keep their attention's results")
     parser.add_argument("--peers", nargs="*", default=["flash", "cudnn"], help="the published method's")
     parser.add_argument("--bin", type=Path, default=ROOT / "build" / "cuda" / "bin")
     parser.add_argument("--model", default="llama-3.1-8b")
@@ -66,7 +67,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "bench" / "train_gpu.json")
     a = parser.parse_args()
     common = ["--model", a.model, "--device", a.device, "--steps", a.steps, "--warm-up", a.warm_up]
-    results = {"model": a.model, "ours": [], "published": []}
+    results = {"model": a.model, "layers_that_keep_attention": a.keep_attention, "ours": [], "published": []}
     rows, failed = [], False
     if a.peers:
         cases = [f"{backend}:{length}" for length in a.lengths for backend in a.peers]
@@ -79,7 +80,8 @@ def main() -> int:
         rows += [row(f"{length:,} published, {p['full_attention']}", p, None) for p in peers]
         for gates in a.gates:
             for attention in a.attention:
-                command = [a.bin / "prulong_bench_step", *common, "--tokens", length, "--attention", attention, *GATES[gates]]
+                command = [a.bin / "prulong_bench_step", *common, "--tokens", length, "--attention", attention,
+                           "--keep-attention", a.keep_attention, *GATES[gates]]
                 (result,) = run(f"{length:,} {gates}", command, a.limit)
                 results["ours"].append({"gates": gates, "full_attention": attention, "tokens": length, **result})
                 failed |= "error" in result
