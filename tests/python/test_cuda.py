@@ -13,8 +13,9 @@ if not torch.cuda.is_available():
 from prulong.ops import gated_attention, masked_attention
 from test_ops import check_against_reference, gates, make, with_gradients
 
-# (cu_seqlens, query heads, key heads, head_dim, sink, window). One document of 2,048 and more tokens goes to cuDNN, the others
-# to flash attention; beyond window + 4,096 tokens the sink's part has several stretches.
+# (cu_seqlens, query heads, key heads, head_dim, sink, window). Head dims 64 and 128 go to our kernels on Hopper. Elsewhere, and
+# other head dims: one document of 2,048 and more tokens goes to cuDNN, the others to flash attention; beyond window + 4,096
+# tokens the sink's part has several stretches.
 CASES = [
     ([0, 2048], 8, 2, 64, 128, 512),
     ([0, 2501], 4, 2, 128, 100, 301),
@@ -22,6 +23,10 @@ CASES = [
     ([0, 0, 700, 701, 2800], 6, 3, 128, 16, 128),
     ([0, 300], 4, 4, 64, 0, 1),
     ([0, 1200], 4, 1, 128, 1, 1199),
+    ([0, 2501], 8, 2, 96, 100, 301),
+    ([0, 5000], 4, 2, 80, 16, 128),
+    ([0, 0, 700, 701, 2800], 6, 3, 96, 16, 128),
+    ([0, 300], 4, 4, 96, 0, 1),
 ]
 
 
@@ -57,16 +62,17 @@ def test_masked_attention_matches_gated_attention(case, cudnn):
         torch.testing.assert_close(tail_lse, lse[:, -last:], rtol=0, atol=1e-3)
 
 
-def test_strides_do_not_matter(cudnn):
+@pytest.mark.parametrize("dim", [64, 96])
+def test_strides_do_not_matter(cudnn, dim):
     """Slices of a fused projection, and output gradients of several layouts one after another."""
     torch.manual_seed(0)
-    fused = torch.randn(2304, 12, 64, device="cuda", dtype=torch.bfloat16)
+    fused = torch.randn(2304, 12, dim, device="cuda", dtype=torch.bfloat16)
     q, k, v = fused[:, :8], fused[:, 8:10], fused[:, 10:]
     cu = torch.tensor([0, 2304], dtype=torch.int32, device="cuda")
     gate = torch.tensor([0.5, 1.0], device="cuda")
     run = lambda *x: gated_attention(*x, cu, 2304, sink=16, window=128)  # noqa: E731
-    wide = torch.randn(2304, 8, 65, device="cuda", dtype=torch.bfloat16)
-    for dout in (wide[..., 1:], wide.permute(2, 1, 0)[:64].permute(2, 1, 0), wide[:, :, :64].transpose(0, 1).contiguous().transpose(0, 1)):
+    wide = torch.randn(2304, 8, dim + 1, device="cuda", dtype=torch.bfloat16)
+    for dout in (wide[..., 1:], wide.permute(2, 1, 0)[:dim].permute(2, 1, 0), wide[:, :, :dim].transpose(0, 1).contiguous().transpose(0, 1)):
         strided = [x.detach().requires_grad_() for x in (q, k, v, gate.clone())]
         ours = torch.autograd.grad(run(*strided), strided, dout)
         plain = with_gradients(run, [x.detach().contiguous() for x in strided], dout.contiguous())[1:]
@@ -74,9 +80,10 @@ def test_strides_do_not_matter(cudnn):
             torch.testing.assert_close(a, b, rtol=3e-2, atol=3e-2)
 
 
-def test_memory_stays_linear(cudnn):
+@pytest.mark.parametrize("dim", [64, 96])
+def test_memory_stays_linear(cudnn, dim):
     """At 16,384 tokens one score matrix of one head would be 512 MiB."""
-    q, k, v, cu, longest, locality = make(([0, 16384], 4, 2, 64, 128, 1024), torch.bfloat16, "cuda")
+    q, k, v, cu, longest, locality = make(([0, 16384], 4, 2, dim, 128, 1024), torch.bfloat16, "cuda")
     inputs = [x.requires_grad_() for x in (q, k, v, torch.tensor([0.5, 0.0], device="cuda"))]
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
