@@ -14,7 +14,9 @@ namespace prulong::kernels {
 /// the probability of a key, its weight in `out` is exp(score - lambda), with one lambda per row for local keys and
 /// another for the rest, and likewise one mean D of dP per row for each (backward_rows.h).
 ///
-/// dk, dv and dgate have the same bits on every run; dq is summed in the order in which key blocks finish.
+/// dk, dv and dgate have the same bits on every run; dq is summed in the order in which key blocks finish, unless that
+/// is fixed. A gate outside [0, 1], NaN among them, gives NaN in its heads. An invalid schedule leaves everything
+/// unwritten.
 struct BackwardParams {
   Schedule schedule;           // with key items; its plan must come before in the stream
   PackedTensor q, k, v, dout;  // float16 or bfloat16, head_dim 64 or 128; must fit a tensor map
@@ -26,6 +28,7 @@ struct BackwardParams {
   void* scratch;               // backward_scratch_bytes(), aligned to 256
   void *dq, *dk, *dv;          // dense, of the type of q, aligned to 16 bytes
   float* dgate;                // [kv_heads]; 0 where the gate is 0 or 1
+  bool deterministic = false;  // dq has the same bits on every run, too: slower
 };
 cudaError_t launch_backward(const BackwardParams& params, cudaStream_t stream);
 

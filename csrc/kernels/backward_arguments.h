@@ -14,12 +14,13 @@ struct BackwardArguments {
   float scale;              // of raw scores; positive
   const float* statistics;  // see backward_steps.h
   float* dq_sums;
-  void *dk, *dv;  // [tokens, kv heads, head_dim] of 16 bits, dense
+  int* additions;  // to the halves of tiles of dq_sums so far, if they are to come in a fixed order; else null
+  void *dk, *dv;   // [tokens, kv heads, head_dim] of 16 bits, dense
 };
 
-/// The parts of the scratch memory, in floats from its start.
+/// The parts of the scratch memory, in floats and ints from its start.
 struct BackwardScratch {
-  int64_t statistics, dq_sums, dgate_parts, size;
+  int64_t statistics, dq_sums, dgate_parts, additions, size;
 };
 inline BackwardScratch backward_scratch(const Batch& batch) {
   const int tile_rows = backward_tile_rows(batch.head_dim);
@@ -30,7 +31,8 @@ inline BackwardScratch backward_scratch(const Batch& batch) {
   scratch.statistics = 0;
   scratch.dq_sums = kStatisticsSets * 2 * rows;
   scratch.dgate_parts = scratch.dq_sums + rows * batch.head_dim;
-  scratch.size = scratch.dgate_parts + round_up(tiles);
+  scratch.additions = scratch.dgate_parts + round_up(tiles);
+  scratch.size = scratch.additions + round_up(2 * tiles);
   return scratch;
 }
 
@@ -54,6 +56,7 @@ inline BackwardRows make_backward_rows(const BackwardParams& p) {
           memory + scratch.statistics,
           memory + scratch.dq_sums,
           memory + scratch.dgate_parts,
+          p.deterministic ? reinterpret_cast<int*>(memory + scratch.additions) : nullptr,
           p.dq,
           p.dgate};
 }
@@ -67,6 +70,7 @@ inline const char* make_backward_arguments(const BackwardParams& p, BackwardArgu
   arguments->scale = p.scale;
   arguments->statistics = memory + scratch.statistics;
   arguments->dq_sums = memory + scratch.dq_sums;
+  arguments->additions = p.deterministic ? reinterpret_cast<int*>(memory + scratch.additions) : nullptr;
   arguments->dk = p.dk;
   arguments->dv = p.dv;
   if (const char* fault = make_tensor_map(p.q, rows, &arguments->q)) return fault;

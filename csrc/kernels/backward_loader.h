@@ -28,6 +28,7 @@ struct Barriers {
   PRULONG_DEVICE Shared keys_full() const { return item_full(4); }
   PRULONG_DEVICE Shared keys_empty() const { return item_full(5); }
   PRULONG_DEVICE Shared mend() const { return item_full(6); }
+  PRULONG_DEVICE Shared item_wanted() const { return item_full(7); }
 
   PRULONG_DEVICE void init() const {
     for (int s = 0; s < Shape::kStages; ++s) {
@@ -42,6 +43,7 @@ struct Barriers {
     init_barrier(keys_full(), 2);
     init_barrier(keys_empty(), 8);
     init_barrier(mend(), 2);
+    init_barrier(item_wanted(), 1);
     fence_barrier_init();
   }
 };
@@ -108,11 +110,13 @@ struct ItemSlot {
   }
 };
 
-/// A thread that takes items, one ahead of the other warps.
+/// A thread that takes an item once the loader is done with the one before, not earlier: the longest items come first,
+/// and who is done first shall take the next.
 template <class Shape>
 PRULONG_DEVICE void take_items(const BackwardArguments& a, Shared memory) {
   const Barriers<Shape> barriers{memory + Shape::kBarriers};
   for (Ring<2> slot;; slot.advance()) {
+    wait(barriers.item_wanted(), slot.stage() ^ 1);  // once an item
     wait(barriers.item_empty(slot.stage()), slot.parity() ^ 1);
     const int index = fetch_add(&a.schedule.state->next_key, 1);
     const ItemSlot item{memory + Shape::kItems + slot.stage() * kItemBytes};
@@ -146,7 +150,10 @@ class Loader {
         item.for_each_step([&](int query_head, int pass, int tile) { load_step(item, query_head, pass, tile); });
       }
       sync_warp();
-      if (elect_one()) arrive(barriers_.item_empty(slot.stage()));
+      if (elect_one()) {
+        arrive(barriers_.item_wanted());
+        arrive(barriers_.item_empty(slot.stage()));
+      }
     }
   }
 
@@ -237,6 +244,15 @@ class Loader {
   int mend_parity_ = 0;
 };
 
+/// How many additions to the dQ of a tile come before a pass of the item.
+template <class Shape>
+PRULONG_DEVICE int turn_of(const BackwardArguments& a, ItemSlot item, int pass, int tile) {
+  const int position = item.first_position() + tile * Shape::kRows;
+  return additions_before(item.branch(1) == Branch::kComplement, item.branch(0), pass, a.schedule.batch.locality,
+                          {position, position + Shape::kRows}, item.first_position() + item.q_rows(),
+                          item.key_begin() / kKeyBlock);
+}
+
 /// A warp that adds the half of dQ that warpgroup `half` computes to the sums in global memory.
 template <class Shape>
 PRULONG_DEVICE void add_sums(const BackwardArguments& a, Shared memory, int half) {
@@ -246,15 +262,27 @@ PRULONG_DEVICE void add_sums(const BackwardArguments& a, Shared memory, int half
     wait(barriers.item_full(slot.stage()), slot.parity());
     const ItemSlot item{memory + Shape::kItems + slot.stage() * kItemBytes};
     if (item.steps() < 0) break;
-    item.for_each_step([&](int query_head, int, int tile) {
+    item.for_each_step([&](int query_head, int pass, int tile) {
       if (elect_one()) wait_stores_read<0>();
       sync_warp();
       arrive_named(kSumsEmptyBarrier + half, kSumsThreads);
       sync_named(kSumsFullBarrier + half, kSumsThreads);
       if (elect_one()) {
-        const int64_t offset = dq_offset(a.schedule.batch, query_head, item.first_tile() + tile, Shape::kRows);
+        const Batch& batch = a.schedule.batch;
+        int* count = nullptr;
+        if (a.additions != nullptr) {
+          count = a.additions + additions_offset(batch, query_head, item.first_tile() + tile, Shape::kRows) + half;
+          const int turn = turn_of<Shape>(a, item, pass, tile);
+          while (load_acquire(count) != turn) {
+          }
+        }
+        const int64_t offset = dq_offset(batch, query_head, item.first_tile() + tile, Shape::kRows);
         add_bulk(a.dq_sums + offset + half * (Shape::kSumBytes / 4), sums, Shape::kSumBytes);
         commit_stores();
+        if (count != nullptr) {
+          wait_stores<0>();
+          add_release(count, 1);
+        }
       }
     });
     sync_warp();

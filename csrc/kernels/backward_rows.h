@@ -32,6 +32,7 @@ struct BackwardRows {
   float* statistics;   // see backward_steps.h
   float* dq_sums;      // alike
   float* dgate_parts;  // [query heads, scratch tiles]
+  int* additions;      // see backward_steps.h; null if not counted
   void* dq;
   float* dgate;
 };
@@ -144,6 +145,8 @@ PRULONG_DEVICE void prepare_rows(const BackwardRows& a) {
     }
     Word4* const sums = reinterpret_cast<Word4*>(a.dq_sums + dq_offset(batch, head, tile, kRows));
     for (int i = thread; i < kRows * kHeadDim / 4; i += kBackwardRowThreads) store_global(sums + i, Word4{0, 0, 0, 0});
+    if (a.additions != nullptr && thread < 2)
+      store_global(a.additions + additions_offset(batch, head, tile, kRows) + thread, 0);
   }
   if (kind != GateKind::kFractional) return;
   const float sum = sum_of_block(change_sum);
@@ -169,7 +172,8 @@ PRULONG_DEVICE void finish_rows(const BackwardRows& a) {
       for (int64_t i = thread; i < count; i += kBackwardRowThreads) sum += load_global(parts + i);
     }
     sum = sum_of_block(sum);
-    if (thread == 0) store_global(a.dgate + kv_head, sum);
+    const float z = batch.gate != nullptr ? batch.gate[kv_head] : 0;
+    if (thread == 0) store_global(a.dgate + kv_head, z >= 0 && z <= 1 ? sum : __builtin_nanf(""));
     return;
   }
   const int tile = block_index() / batch.query_heads, head = block_index() % batch.query_heads;

@@ -40,7 +40,7 @@ struct BackwardShape {
   static constexpr int kSteps = kStatistics + kStages * kStatisticsBytes;
   static constexpr int kItems = kSteps + kStages * 16;
   static constexpr int kBarriers = kItems + 2 * sizeof(BackwardItem);
-  static constexpr int kBarrierCount = 3 * kStages + 4 + 3;
+  static constexpr int kBarrierCount = 3 * kStages + 4 + 4;
   static constexpr int kSharedBytes = kBarriers + 8 * kBarrierCount;
   static_assert(kSharedBytes <= device::kMaxSharedBytes);
 };

@@ -49,12 +49,41 @@ PRULONG_HOST_DEVICE int64_t dq_offset(const Batch& batch, int query_head, int ti
   return int64_t{query_head * scratch_tiles(batch, rows) + tile} * (rows * batch.head_dim);
 }
 
+/// Counts of the additions to a half of a tile's dQ.
+PRULONG_HOST_DEVICE int64_t additions_offset(const Batch& batch, int query_head, int tile, int rows) {
+  return int64_t{query_head * scratch_tiles(batch, rows) + tile} * 2;
+}
+
 /// Positions that see the key at position j, as one range.
 PRULONG_HOST_DEVICE Range seeing_positions(Branch branch, Locality locality, int j) {
   constexpr int kEnd = 0x7fffffff;
   if (branch == Branch::kGlobal) return {j, kEnd};
   if (branch == Branch::kLocal) return {j, j < locality.sink ? kEnd : j + locality.window};
   return {j < locality.sink ? kEnd : j + locality.window, kEnd};
+}
+
+/// How many key blocks left of `block` visit the tile of query positions `tile` in a pass of the branch, for a block
+/// that visits the tile in any branch.
+PRULONG_HOST_DEVICE int visits_before(Branch branch, Locality locality, Range tile, int k_length, int block) {
+  if (branch == Branch::kGlobal) return block;
+  if (branch == Branch::kLocal) {
+    const int sinks = (locality.sink + kKeyBlock - 1) / kKeyBlock;
+    const int beyond = tile.begin - locality.window - kKeyBlock + 1;  // a block from here on has no key in a window
+    const int first_near = beyond < 0 ? 0 : beyond / kKeyBlock + 1;
+    return detail::lesser(block, sinks) + detail::greater(0, block - detail::greater(sinks, first_near));
+  }
+  const int past =
+      detail::lesser(tile.end, k_length) - locality.window;  // the last query's first key in its window + 1
+  if (past <= locality.sink) return 0;
+  return detail::greater(0, detail::lesser(block, (past - 1) / kKeyBlock + 1) - locality.sink / kKeyBlock);
+}
+/// The place of a pass among all additions to the tile's dQ, which come in the order of key blocks, then passes;
+/// `only`: branch of the one pass of a head that is not fractional.
+PRULONG_HOST_DEVICE int additions_before(bool fractional, Branch only, int pass, Locality locality, Range tile,
+                                         int k_length, int block) {
+  if (!fractional) return visits_before(only, locality, tile, k_length, block);
+  return visits_before(Branch::kLocal, locality, tile, k_length, block + pass) +
+         visits_before(Branch::kComplement, locality, tile, k_length, block);
 }
 
 /// What one key item does, as all warps of a CTA know it: for every query head of the group, the passes; in a pass its
@@ -66,7 +95,7 @@ struct BackwardItem {
   int q_row, q_rows;    // of the document in the packed tensors
   int first_position;   // of its row 0
   int first_tile;       // its first scratch tile
-  Branch branch[2];     // of the passes
+  Branch branch[2];     // of the passes, if there are two
   int steps;            // in all; -1: no more items
   Range tiles[2];       // of the document; the second is empty unless the head is fractional
 };
@@ -85,7 +114,7 @@ PRULONG_HOST_DEVICE BackwardItem backward_item(const Batch& batch, const KeyItem
   result.first_position = document.first_position();
   result.first_tile = first_scratch_tile(document.q_begin, document.index, rows);
   result.branch[0] = item.fractional ? Branch::kLocal : item.branch;
-  result.branch[1] = Branch::kComplement;
+  result.branch[1] = item.fractional ? Branch::kComplement : item.branch;
   result.steps = 0;
   PRULONG_UNROLL
   for (int pass = 0; pass < 2; ++pass) {
