@@ -53,7 +53,7 @@ std::string shown(double number) {
 
 /// Rounds the scores anew. Heads that tie at the cut are ordered by position, which knows nothing about them: with two
 /// distinct scores in all (a mask, not a ranking) that is refused, otherwise said in `note`.
-Pattern rounded(const Pattern& pattern, double sparsity, std::string& note) {
+Pattern rounded(const Pattern& pattern, double sparsity, const fs::path& file, std::string& note) {
   Pattern result = Pattern::from_scores(pattern.model, pattern.scores, sparsity, pattern.sink, pattern.window);
   result.provenance = pattern.provenance;
   const size_t heads = pattern.scores.size();
@@ -65,7 +65,7 @@ Pattern rounded(const Pattern& pattern, double sparsity, std::string& note) {
   const auto tied = std::count(order.begin(), order.end(), cut);
   if (std::set<double>(order.begin(), order.end()).size() <= 2) {
     const auto best = std::count(order.begin(), order.end(), order.front());
-    throw Error("the input is a mask, not a ranking: it tells " + std::to_string(best) + " of " +
+    throw Error(file.string() + ": a mask, not a ranking: it tells " + std::to_string(best) + " of " +
                 std::to_string(heads) + " heads from the others, and sparsity " + shown(sparsity) + " keeps " +
                 std::to_string(global) + "; leave --sparsity out to take the mask as it is");
   }
@@ -129,7 +129,7 @@ Pattern export_pattern(const ExportRequest& request, std::ostream& report) {
   const Input input = detect(request.input);
   Pattern pattern = read_input(request, input);
   std::string note;
-  if (request.sparsity) pattern = rounded(pattern, *request.sparsity, note);
+  if (request.sparsity) pattern = rounded(pattern, *request.sparsity, request.input, note);
   if (request.out) pattern.save(*request.out);  // before the report: a failed export says nothing but why
   const ModelShape& model = pattern.model;
   report << "input      " << request.input.string() << " (" << input.what << ")\n"
