@@ -115,7 +115,8 @@ TEST_CASE("llama weights: saved models load again, with the dtype in config.json
   std::map<std::string, std::string> metadata;
   load_safetensors(to.path() / "out" / "model.safetensors", &metadata);
   CHECK(metadata.at("format") == "pt");
-  CHECK_THROWS_WITH(save_model(to / "x", model, to / "no"), ContainsSubstring("config.json: expected JSON, found something else"));
+  CHECK_THROWS_WITH(save_model(to / "x", model, to / "no"),
+                    ContainsSubstring("config.json: expected JSON, found something else"));
 }
 
 }  // namespace

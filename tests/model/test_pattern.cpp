@@ -356,7 +356,8 @@ TEST_CASE("a table of zeros and ones is the mask") {
   refuse("1\t0\n\n1\t0\n", "bad.tsv:2: expected numbers, found an empty row");
   refuse("1\t0\n1\tx\n", "bad.tsv:2: expected a finite number, found 'x'");
   refuse("1\t0\n1\t\n", "bad.tsv:2: expected a finite number, found ''");
-  refuse("1 0\n1 0\n", "bad.tsv:1: expected a finite number, found '1 0'; mend the table (columns are separated by tabs)");
+  refuse("1 0\n1 0\n",
+         "bad.tsv:1: expected a finite number, found '1 0'; mend the table (columns are separated by tabs)");
   refuse("nan\t0\n1\t0\n", "bad.tsv:1: expected a finite number");
   refuse("1\tinf\n1\t0\n", "bad.tsv:1: expected a finite number");
   refuse(std::string("1\t0\n1\t\0\n", 8), "bad.tsv:2: expected a finite number, found '?'");
