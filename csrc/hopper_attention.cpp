@@ -93,9 +93,7 @@ at::Tensor empty_statistics(const at::Tensor& q) {
 
 }  // namespace
 
-bool supports_backward(const std::array<bool, 4>& needs) {
-  return (needs[0] || needs[1] || needs[2]) && !at::globalContext().deterministicAlgorithms();
-}
+bool supports_backward(const std::array<bool, 4>& needs) { return needs[0] || needs[1] || needs[2]; }
 
 bool supports(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cu_seqlens, double scale) {
   const char* choice = std::getenv("PRULONG_ATTENTION");
@@ -182,7 +180,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_backward(
                                            .dq = dq.mutable_data_ptr(),
                                            .dk = dk.mutable_data_ptr(),
                                            .dv = dv.mutable_data_ptr(),
-                                           .dgate = dgate.mutable_data_ptr<float>()},
+                                           .dgate = dgate.mutable_data_ptr<float>(),
+                                           .deterministic = at::globalContext().deterministicAlgorithms()},
                                           stream));
   kernels::PoisonParams poison = {planned.schedule.state, {}, {}};
   int n = 0;

@@ -26,11 +26,11 @@ bool supports(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cu_seq
 GatedSaved gated_forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate,
                          const at::Tensor& cu_seqlens, const Locality& locality, double scale);
 
-/// Should gated_backward compute these gradients (order q, k, v, gate)? Not the gate's alone, which need no attention,
-/// and not under torch.use_deterministic_algorithms: dq is summed in the order in which key blocks finish.
+/// Should gated_backward compute these gradients (order q, k, v, gate)? Not the gate's alone, which need no attention.
 bool supports_backward(const std::array<bool, 4>& needs);
 
-/// dq, dk, dv in the inputs' dtype and dgate float32.
+/// dq, dk, dv in the inputs' dtype and dgate float32. dq has the same bits on every run only under
+/// torch.use_deterministic_algorithms.
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_backward(
     const at::Tensor& dout, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate,
     const GatedSaved& saved, const at::Tensor& cu_seqlens, const Locality& locality, double scale);
