@@ -45,6 +45,8 @@ foreach(name zstd xxhash)  # the distributions ship no CMake package of these
   target_include_directories(prulong_${name} SYSTEM INTERFACE ${PRULONG_${name}_INCLUDE})
 endforeach()
 if(PRULONG_BUILD_TESTS)
-  find_package(Boost CONFIG REQUIRED COMPONENTS context)  # fibers, for the emulation of kernels
+  if(PRULONG_EMULATION)
+    find_package(Boost CONFIG REQUIRED COMPONENTS context)  # fibers
+  endif()
   find_package(Catch2 REQUIRED)
 endif()

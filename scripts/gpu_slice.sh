@@ -39,7 +39,7 @@ count_failures() { for job in "$@"; do wait "$job" || failures=$((failures + 1))
 part_build() {
     local nvcc
     nvcc=$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)
-    check configure 120 cmake --preset cuda -DPRULONG_PYTHON="$python" -DPRULONG_WERROR=OFF -DCMAKE_CUDA_COMPILER="$nvcc" \
+    check configure 120 cmake --preset cuda -DPRULONG_PYTHON="$python" -DPRULONG_WERROR=OFF -DPRULONG_EMULATION=OFF -DCMAKE_CUDA_COMPILER="$nvcc" \
         -DCUDAToolkit_ROOT="$(dirname "$(dirname "$nvcc")")" -DCUDA_TOOLKIT_ROOT_DIR="$(dirname "$(dirname "$nvcc")")" &&
         check compile 400 cmake --build build/cuda || failures=$((failures + 1))
 }
