@@ -122,16 +122,8 @@ void blocked_backward(const AttentionSpec& spec, const std::vector<BackwardJob>&
   if (jobs.empty()) return;
   const at::Device device = jobs.front().q.device();
   const c10::OptionalDeviceGuard guard(device);
-  std::vector<HeadKind> kinds;
-  std::vector<TileShape> shapes;
-  std::vector<std::vector<Tile>> tiles;
-  for (const BackwardJob& job : jobs) {
-    kinds.push_back(job.kind);
-    shapes.push_back(choose_tile_shape(job.kind, job.q.size(1), job.q.size(2), device.is_cuda(), true));
-    tiles.push_back(make_tiles(spec, shapes.back().rows));
-  }
-  const int workers = count_workers(device.is_cuda());
-  const auto shares = share_out(spec, kinds, tiles, workers);
+  const Schedule schedule = make_schedule(spec, jobs);
+  const auto& shares = schedule.shares;
 
   std::vector<std::vector<BackwardJob>> parts(shares.size());
   for (size_t w = 0; w < shares.size(); ++w) {
@@ -146,15 +138,15 @@ void blocked_backward(const AttentionSpec& spec, const std::vector<BackwardJob>&
       parts[w].push_back(part);
     }
   }
-  run_workers(workers, [&](int worker) {
-    const auto w = static_cast<size_t>(worker);
+  run_workers(schedule, [&](size_t w) {
     Workspace workspace(jobs.front().k.options());
     MaskCache masks(spec.locality, device);
     for (size_t s = 0; s < shares[w].size(); ++s) {
       const Segment& segment = shares[w][s];
       const BackwardJob& part = parts[w][s];
+      const JobTiles& job = schedule.jobs[segment.job];
       for (size_t t = segment.begin; t < segment.end; ++t) {
-        BackwardTile(workspace, masks, part, tiles[segment.job][t]).run(spec, shapes[segment.job].keys);
+        BackwardTile(workspace, masks, part, job.tiles[t]).run(spec, job.max_keys);
       }
     }
   });

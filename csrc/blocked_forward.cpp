@@ -137,23 +137,14 @@ void blocked_forward(const AttentionSpec& spec, const std::vector<ForwardJob>& j
   if (jobs.empty()) return;
   const at::Device device = jobs.front().q.device();
   const c10::OptionalDeviceGuard guard(device);
-  std::vector<HeadKind> kinds;
-  std::vector<TileShape> shapes;
-  std::vector<std::vector<Tile>> tiles;
-  for (const ForwardJob& job : jobs) {
-    kinds.push_back(job.kind);
-    shapes.push_back(choose_tile_shape(job.kind, job.q.size(1), job.q.size(2), device.is_cuda(), false));
-    tiles.push_back(make_tiles(spec, shapes.back().rows));
-  }
-  const int workers = count_workers(device.is_cuda());
-  const auto shares = share_out(spec, kinds, tiles, workers);
-  run_workers(workers, [&](int worker) {
+  const Schedule schedule = make_schedule(spec, jobs);
+  run_workers(schedule, [&](size_t worker) {
     Workspace workspace(jobs.front().k.options());
     MaskCache masks(spec.locality, device);
-    for (const Segment& segment : shares[static_cast<size_t>(worker)]) {
-      const size_t j = segment.job;
+    for (const Segment& segment : schedule.shares[worker]) {
+      const JobTiles& job = schedule.jobs[segment.job];
       for (size_t t = segment.begin; t < segment.end; ++t) {
-        forward_tile(spec, jobs[j], tiles[j][t], shapes[j].keys, workspace, masks);
+        forward_tile(spec, jobs[segment.job], job.tiles[t], job.max_keys, workspace, masks);
       }
     }
   });

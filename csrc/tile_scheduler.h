@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <type_traits>
 #include <vector>
 
 #include "csrc/blocked_attention.h"
@@ -24,25 +25,40 @@ struct Segment {
   size_t end;
 };
 
-/// Rows and keys of a tile: as many as keep a worker's scores inside its cache (CPU) or a bounded scratch (CUDA).
-struct TileShape {
-  int64_t rows;
-  int64_t keys;
+/// A job to be cut into tiles: `heads` KV heads of one kind, with `group` query heads each.
+struct JobSize {
+  HeadKind kind;
+  int64_t heads;
+  int64_t group;
 };
-TileShape choose_tile_shape(HeadKind kind, int64_t heads, int64_t group, bool cuda, bool backward);
 
-/// All tiles of all documents, in order.
-std::vector<Tile> make_tiles(const AttentionSpec& spec, int64_t rows);
+/// All tiles of all documents for one job, in order. A tile's scores are computed for at most `max_keys` keys at a
+/// time: as many as keep them inside a worker's cache (CPU) or a bounded scratch (CUDA).
+struct JobTiles {
+  std::vector<Tile> tiles;
+  int64_t max_keys;
+};
 
-/// Cuts the list of all jobs' tiles into one stretch of about equal cost per worker; a job whose tiles fall to two
-/// workers becomes a segment of each. Depends on its arguments alone, so results are reproducible.
-std::vector<std::vector<Segment>> share_out(const AttentionSpec& spec, const std::vector<HeadKind>& kinds,
-                                            const std::vector<std::vector<Tile>>& tiles, int workers);
+/// Who computes what. The list of all jobs' tiles is cut into one stretch of about equal cost per worker; a job whose
+/// tiles fall to two workers becomes a segment of each.
+struct Schedule {
+  std::vector<JobTiles> jobs;
+  std::vector<std::vector<Segment>> shares;  // by worker
+};
 
-/// Calls work(w) once for every w < workers, in parallel, with autograd off.
-void run_workers(int workers, const std::function<void(int)>& work);
+/// Plans for as many workers as a call may use: the intra-op threads, or 1 on CUDA and inside another parallel region.
+/// Depends on that and its arguments alone, so results are reproducible.
+Schedule make_schedule(const AttentionSpec& spec, const std::vector<JobSize>& jobs, bool cuda, bool backward);
 
-/// How many workers a call may use: the intra-op threads, or 1 on CUDA and inside another parallel region.
-int count_workers(bool cuda);
+/// The same for ForwardJobs or BackwardJobs, at least one.
+template <class Job>
+Schedule make_schedule(const AttentionSpec& spec, const std::vector<Job>& jobs) {
+  std::vector<JobSize> sizes;
+  for (const Job& job : jobs) sizes.push_back({job.kind, job.q.size(1), job.q.size(2)});
+  return make_schedule(spec, sizes, jobs.front().q.is_cuda(), std::is_same_v<Job, BackwardJob>);
+}
+
+/// Calls work(w) once for every worker of the schedule, in parallel, with autograd off.
+void run_workers(const Schedule& schedule, const std::function<void(size_t)>& work);
 
 }  // namespace prulong
