@@ -26,6 +26,8 @@ string(REGEX REPLACE "-gencode [^ ]+|-gencode;[^ ;]+|-D__CUDA_NO_[A-Z0-9_]+__" "
 add_library(prulong_torch INTERFACE)
 # SYSTEM: torch's headers are not ours to warn about.
 target_include_directories(prulong_torch SYSTEM INTERFACE ${TORCH_INCLUDE_DIRS})
+# Torch's headers include the operators that they need, not all two thousand of them.
+target_compile_definitions(prulong_torch INTERFACE AT_PER_OPERATOR_HEADERS)
 # libstdc++ first: torch's libraries export an older std::filesystem of their own, whose remove_all crashes our programs.
 target_link_libraries(prulong_torch INTERFACE -lstdc++ ${TORCH_LIBRARIES})
 

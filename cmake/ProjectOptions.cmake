@@ -33,6 +33,16 @@ if(PRULONG_SANITIZERS)
     $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${PRULONG_SANITIZERS} -fno-sanitize-recover=all -fno-omit-frame-pointer>)
   target_link_options(prulong_options INTERFACE -fsanitize=${PRULONG_SANITIZERS})
 endif()
+# prulong_use_torch_pch(<target> [EXCEPT <sources>]): the precompiled torch headers (csrc/torch_pch.h), made once beside
+# prulong_ops. EXCEPT: sources without torch, which would only pay for loading them.
+function(prulong_use_torch_pch target)
+  cmake_parse_arguments(ARG "" "" "EXCEPT" ${ARGN})
+  if(PRULONG_PCH)
+    target_precompile_headers(${target} REUSE_FROM prulong_ops)
+    set_source_files_properties(${ARG_EXCEPT} PROPERTIES SKIP_PRECOMPILE_HEADERS ON)
+  endif()
+endfunction()
+
 find_program(PRULONG_LLD ld.lld)
 if(PRULONG_LLD)
   target_link_options(prulong_options INTERFACE -fuse-ld=lld)
