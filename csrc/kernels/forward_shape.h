@@ -13,7 +13,7 @@ namespace prulong::kernels {
 /// would spill registers). kSkipping: it skips
 /// key blocks of which its own rows see nothing. kShare: of every 16 weights, how many are computed without the special
 /// function unit.
-template <ElementType kElement, int kDim, bool kFlowing = kDim == 128, bool kSkipping = true, int kShare = 0>
+template <ElementType kElement, int kDim, bool kFlowing = false, bool kSkipping = false, int kShare = 0>
 struct ForwardShape {
   static constexpr ElementType kType = kElement;
   static constexpr int kHeadDim = kDim;
