@@ -4,7 +4,7 @@
 namespace prulong {
 
 /// Whether this CPU multiplies bfloat16 matrices in hardware (AVX512-BF16 or AMX). Elsewhere torch falls back to a loop
-/// about eight times slower than float32, so our linear layers convert to float32 and back.
+/// slower than float32, so our linear layers convert to float32 and back.
 bool cpu_has_fast_bf16();
 
 }  // namespace prulong

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT
 #include <cstdlib>
 #include <nlohmann/json.hpp>
-#include <sstream>
 
 #include "eval/compare.h"
 #include "eval/eval_config.h"
 #include "model/error.h"
 #include "tests/model/tiny_llama.h"
 #include "tests/support/catch.h"
+#include "tests/support/config_error.h"
+#include "tests/support/files.h"
 
 using namespace prulong;
 using test::TemporaryFolder;
@@ -32,24 +33,12 @@ EvalConfig load(const std::string& text, const std::vector<std::string>& overrid
 
 /// The message, from the file's own name on.
 std::string error_of(const std::string& text, const std::vector<std::string>& overrides = {}) {
-  try {
-    load(text, overrides);
-  } catch (const ConfigError& error) {
-    const std::string message = error.what();
-    const size_t name = message.find("e.yaml");
-    return name == std::string::npos ? message : message.substr(name);
-  }
-  return "no error";
+  const std::string message = test::config_error_of([&] { load(text, overrides); });
+  const size_t name = message.find("e.yaml");
+  return name == std::string::npos ? message : message.substr(name);
 }
 
 std::string error_set(const std::string& assignment) { return error_of(kMinimal, {assignment}); }
-
-std::string read_file(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
 
 HeldOut measured(double accuracy, double exact) {
   HeldOut result;
@@ -174,5 +163,5 @@ TEST_CASE("configs/eval.md lists the keys as they are") {
   const std::string path = std::string(PRULONG_SOURCE_DIR) + "/configs/eval.md";
   if (std::getenv("PRULONG_UPDATE_FILES") != nullptr) std::ofstream(path, std::ios::binary) << eval_config_table();
   INFO("generate it with: PRULONG_UPDATE_FILES=1 build/cpu/bin/test_eval 'configs/*'");
-  CHECK(read_file(path) == eval_config_table());
+  CHECK(test::read_text(path) == eval_config_table());
 }

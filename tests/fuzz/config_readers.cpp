@@ -26,10 +26,10 @@ Reader model_config() {
 }
 
 Reader pattern() {
-  const test::TempFolder folder;
+  const test::TemporaryFolder folder;
   Pattern::from_scores(kShape, {0.5, -1, 2, 3.25, -0.125, 1e-3}, 0.5, 16, 128).save(folder.path() / "p");
   return {"pattern",
-          {{"pattern.json", test::read_file(folder.path() / "p" / "pattern.json")}},
+          {{"pattern.json", test::read_text(folder.path() / "p" / "pattern.json")}},
           [](const fs::path& path) { Pattern::load(path / "pattern.json").check_fits(kShape); }};
 }
 
@@ -42,8 +42,8 @@ Reader head_table() {
 
 Reader run_config(const fs::path& root) {
   return {"run config",
-          {{"demo.yaml", test::read_file(root / "configs/demo.yaml")},
-           {"large.yaml", test::read_file(root / "configs/llama3.1-8b.yaml")}},
+          {{"demo.yaml", test::read_text(root / "configs/demo.yaml")},
+           {"large.yaml", test::read_text(root / "configs/llama3.1-8b.yaml")}},
           [](const fs::path& folder) {
             to_yaml(load_train_config(folder / "demo.yaml"));
             to_yaml(load_train_config(folder / "large.yaml", {"train.steps=7"}));
@@ -51,7 +51,7 @@ Reader run_config(const fs::path& root) {
 }
 
 Reader eval_config(const fs::path& root) {
-  return {"eval config", {{"eval.yaml", test::read_file(root / "configs/demo_eval.yaml")}}, [](const fs::path& folder) {
+  return {"eval config", {{"eval.yaml", test::read_text(root / "configs/demo_eval.yaml")}}, [](const fs::path& folder) {
             load_eval_config(folder / "eval.yaml", {});
           }};
 }

@@ -19,7 +19,7 @@ constexpr int64_t kVocab = 40000;
 std::map<std::string, std::string> files_of(const fs::path& folder) {
   std::map<std::string, std::string> files;
   for (const auto& entry : fs::recursive_directory_iterator(folder)) {
-    if (entry.is_regular_file()) files[fs::relative(entry.path(), folder)] = test::read_file(entry.path());
+    if (entry.is_regular_file()) files[fs::relative(entry.path(), folder)] = test::read_text(entry.path());
   }
   return files;
 }
@@ -65,7 +65,7 @@ Reader raw() {
 }
 
 Reader token_folder() {
-  const test::TempFolder folder;
+  const test::TemporaryFolder folder;
   test::write_token_folder(folder.path(), {{1, 2, 3}, {4}, {}, {5, 6, 7, 8, 9}}, 100);
   return {"token folder", files_of(folder.path()),
           [](const fs::path& path) { read_some(*open_token_folder(path, 6, 1)); }};
@@ -93,10 +93,10 @@ Reader recall_kit() {
   }
   kit["tokens"] = tokens.size();
   kit["pieces"] = offsets.size() - 1;
-  const test::TempFolder folder;
+  const test::TemporaryFolder folder;
   test::write_u16(folder.path() / "tokens.npy", tokens);
   test::write_i64(folder.path() / "offsets.npy", offsets);
-  test::write_file(folder.path() / "kit.json", kit.dump(1));
+  test::write_text(folder.path() / "kit.json", kit.dump(1));
   return {"recall kit", files_of(folder.path()), [](const fs::path& path) {
             read_some(*open_recall(
                 {path, false, {"codes", "passkey", "key_values", "multi_values", "labels"}, 400, 8, 4, 1}));

@@ -58,11 +58,11 @@ std::string read_once(const Reader& reader, const fs::path& folder, int64_t& ref
 
 /// @return whether all went well.
 bool fuzz_reader(const Reader& reader, int64_t count, uint64_t seed, int64_t first) {
-  const test::TempFolder temporary;
+  const test::TemporaryFolder temporary;
   const fs::path folder = temporary.path() / "data";
   for (const auto& [name, content] : reader.files) {
     fs::create_directories((folder / name).parent_path());
-    test::write_file(folder / name, content);
+    test::write_text(folder / name, content);
   }
   int64_t refused = 0;
   std::snprintf(current, sizeof current, "reader: %s, the undamaged input", reader.name.c_str());
@@ -73,7 +73,7 @@ bool fuzz_reader(const Reader& reader, int64_t count, uint64_t seed, int64_t fir
     Random random({seed, hash64(reader.name), static_cast<uint64_t>(input)});
     const auto file = std::next(reader.files.begin(), static_cast<std::ptrdiff_t>(random.below(reader.files.size())));
     const std::string damaged = fuzz::mutate(file->second, random);
-    test::write_file(folder / file->first, damaged);
+    test::write_text(folder / file->first, damaged);
     ::alarm(kSecondsPerInput);
     const std::string wrong = read_once(reader, folder, refused);
     ::alarm(0);
@@ -81,7 +81,7 @@ bool fuzz_reader(const Reader& reader, int64_t count, uint64_t seed, int64_t fir
       std::fprintf(stderr, "%s\n%s\n", wrong.c_str(), current);
       return false;
     }
-    test::write_file(folder / file->first, file->second);
+    test::write_text(folder / file->first, file->second);
   }
   std::printf("%-20s %lld inputs, %lld refused\n", reader.name.c_str(), static_cast<long long>(count),
               static_cast<long long>(refused));

@@ -36,7 +36,7 @@ const std::string kState = safetensors(
 
 /// Reads header and every tensor's bytes; from memory of its exact size, so that a byte too far is seen.
 SafetensorsHeader read_file(const fs::path& file) {
-  const std::string content = test::read_file(file);
+  const std::string content = test::read_text(file);
   const std::vector<char> exact(content.begin(), content.end());
   const auto bytes = std::as_bytes(std::span(exact));
   SafetensorsHeader header = read_safetensors_header(bytes, file);
@@ -62,11 +62,11 @@ Reader weights() {
 void read_state(const fs::path& data) { head_of(read_file(data).metadata, data); }
 
 Reader checkpoint() {
-  const test::TempFolder folder;
+  const test::TemporaryFolder folder;
   const fs::path data = folder.path() / "step-00000002.safetensors";
-  test::write_file(data, kState);
+  test::write_text(data, kState);
   write_manifest(data, 2);
-  const std::string manifest = test::read_file(folder.path() / "step-00000002.json");
+  const std::string manifest = test::read_text(folder.path() / "step-00000002.json");
   return {"checkpoint",
           {{"step-00000002.json", manifest}, {"step-00000002.safetensors", kState}},
           [](const fs::path& path) { read_state(verified_data(path / "step-00000002.json")); }};

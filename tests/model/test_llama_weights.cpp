@@ -12,10 +12,12 @@
 #include "model/save_model.h"
 #include "tests/model/tiny_llama.h"
 #include "tests/support/catch.h"
+#include "tests/support/files.h"
 
 namespace prulong {
 namespace {
 
+using test::read_text;
 using test::TemporaryFolder;
 using test::tiny_config_json;
 
@@ -105,9 +107,7 @@ TEST_CASE("llama weights: saved models load again, with the dtype in config.json
   REQUIRE(again.weights().size() == model.weights().size());
   for (const auto& [name, weight] : model.weights()) CHECK(at::equal(again.weights().at(name), weight));
   CHECK(std::filesystem::exists(to.path() / "out" / "tokenizer.json"));
-  std::ifstream in(to.path() / "out" / "config.json");
-  const std::string text{std::istreambuf_iterator<char>(in), {}};
-  CHECK_THAT(text, ContainsSubstring("\"torch_dtype\": \"float32\""));
+  CHECK_THAT(test::read_text(to / "out" / "config.json"), ContainsSubstring("\"torch_dtype\": \"float32\""));
   // Back over its own source, too.
   save_model(to / "out", model, to / "out");
   CHECK(Llama::load(to / "out", at::kFloat, at::kCPU).weights().size() == model.weights().size());

@@ -7,6 +7,7 @@
 #include "model/error.h"
 #include "tests/model/tiny_llama.h"
 #include "tests/support/catch.h"
+#include "tests/support/files.h"
 
 namespace prulong {
 namespace {

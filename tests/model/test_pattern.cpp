@@ -1,59 +1,22 @@
 // SPDX-License-Identifier: MIT
 #include "model/pattern.h"
 
-#include <unistd.h>
-
 #include <cmath>
 #include <filesystem>
-#include <fstream>
 #include <limits>
 #include <random>
-#include <sstream>
 
 #include "model/error.h"
 #include "tests/support/catch.h"
+#include "tests/support/files.h"
 
 namespace prulong {
 namespace {
 
 namespace fs = std::filesystem;
-
-/// A folder that lives as long as the test.
-class Scratch {
- public:
-  Scratch() {
-    std::string name = (fs::temp_directory_path() / "prulong_pattern_XXXXXX").string();
-    REQUIRE(::mkdtemp(name.data()) != nullptr);
-    path_ = name;
-  }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  ~Scratch() { remove(path_); }
-  fs::path operator/(const std::string& name) const { return path_ / name; }
-
-  fs::path write(const std::string& name, const std::string& content) const {
-    fs::create_directories((path_ / name).parent_path());
-    std::ofstream(path_ / name, std::ios::binary) << content;
-    return path_ / name;
-  }
-
- private:
-  // Not remove_all: libtorch exports an old one of its own, which crashes when it is linked ahead of libstdc++.
-  static void remove(const fs::path& path) {
-    if (fs::is_directory(path)) {
-      for (const auto& entry : fs::directory_iterator(path)) remove(entry.path());
-    }
-    fs::remove(path);
-  }
-
-  fs::path path_;
-};
-
-std::string read(const fs::path& file) {
-  std::ostringstream text;
-  text << std::ifstream(file, std::ios::binary).rdbuf();
-  return text.str();
-}
+using test::read_text;
+using test::TemporaryFolder;
+using test::write_text;
 
 ModelShape shape(int64_t layers, int64_t kv_heads) { return {"llama", layers, kv_heads, 2 * kv_heads, 16}; }
 
@@ -78,8 +41,8 @@ std::string replaced(std::string text, const std::string& from, const std::strin
 }
 
 /// The message of loading a bad pattern; it must be one line that names the file.
-std::string refusal(const Scratch& scratch, const std::string& content) {
-  const fs::path file = scratch.write("bad.json", content);
+std::string refusal(const TemporaryFolder& scratch, const std::string& content) {
+  const fs::path file = write_text(scratch / "bad.json", content);
   try {
     Pattern::load(file);
   } catch (const Error& error) {
@@ -145,7 +108,7 @@ TEST_CASE("from_scores refuses what makes no mask") {
 }
 
 TEST_CASE("a saved pattern reads back exactly") {
-  const Scratch scratch;
+  const TemporaryFolder scratch;
   std::mt19937_64 random(3);
   std::normal_distribution<double> normal;
   std::vector<double> scores(12);
@@ -168,7 +131,7 @@ TEST_CASE("a saved pattern reads back exactly") {
   CHECK_NOTHROW(Pattern::load(scratch / "new" / "folder" / "pattern.json"));
 
   SECTION("beside it lies the table, and nothing else") {
-    const std::string table = read(scratch / "new" / "folder" / "masks.tsv");
+    const std::string table = read_text(scratch / "new" / "folder" / "masks.tsv");
     std::string expected;
     for (size_t i = 0; i < 12; ++i) expected += std::string(copy.mask[i] ? "1.0" : "0.0") + (i % 3 == 2 ? "\n" : "\t");
     CHECK(table == expected);
@@ -176,11 +139,11 @@ TEST_CASE("a saved pattern reads back exactly") {
     CHECK(std::distance(fs::directory_iterator(scratch / "new"), {}) == 1);
   }
   SECTION("an old folder is overwritten and keeps its other files") {
-    scratch.write("new/folder/notes.txt", "mine");
+    write_text(scratch / "new/folder/notes.txt", "mine");
     pattern.window = 7;
     pattern.save((scratch / "new" / "folder").string() + "/");
     CHECK(Pattern::load(scratch / "new" / "folder").window == 7);
-    CHECK(read(scratch / "new" / "folder" / "notes.txt") == "mine");
+    CHECK(read_text(scratch / "new" / "folder" / "notes.txt") == "mine");
   }
   SECTION("text that is not UTF-8 does not stop saving") {
     pattern.provenance["data"] = "caf\xe9";
@@ -196,16 +159,16 @@ TEST_CASE("a saved pattern reads back exactly") {
     CHECK_FALSE(fs::exists(scratch / "half.json"));
   }
   SECTION("a target that is a file is refused") {
-    scratch.write("taken", "text");
+    write_text(scratch / "taken", "text");
     CHECK_THROWS_WITH(pattern.save(scratch / "taken"), ContainsSubstring("not a folder"));
     CHECK_THROWS_WITH(pattern.save(scratch / "taken" / "under"), ContainsSubstring("taken"));
-    CHECK(read(scratch / "taken") == "text");
+    CHECK(read_text(scratch / "taken") == "text");
   }
 }
 
 TEST_CASE("a bad pattern file is refused by file and key") {
-  const Scratch scratch;
-  const Pattern valid = Pattern::load(scratch.write("pattern.json", kValid));
+  const TemporaryFolder scratch;
+  const Pattern valid = Pattern::load(write_text(scratch / "pattern.json", kValid));
   CHECK(valid.scores == std::vector<double>{2.5, -1, 0.125, 300});
 
   struct Case {
@@ -266,12 +229,12 @@ TEST_CASE("a bad pattern file is refused by file and key") {
 }
 
 TEST_CASE("flipped bytes in a pattern file never do worse than a refusal") {
-  const Scratch scratch;
+  const TemporaryFolder scratch;
   std::mt19937 random(5);
   for (int round = 0; round < 2000; ++round) {
     std::string text = kValid;
     for (int flips = 0; flips < 3; ++flips) text[random() % text.size()] = static_cast<char>(random());
-    const fs::path file = scratch.write("fuzzed.json", text);
+    const fs::path file = write_text(scratch / "fuzzed.json", text);
     try {
       const Pattern pattern = Pattern::load(file);
       CHECK(pattern.mask.size() == pattern.scores.size());
@@ -297,12 +260,12 @@ TEST_CASE("a pattern for another model is refused by what differs") {
 }
 
 TEST_CASE("a DuoAttention folder is imported with its scores and sizes") {
-  const Scratch scratch;
-  scratch.write(
-      "duo/full_attention_heads.tsv",
+  const TemporaryFolder scratch;
+  write_text(
+      scratch / "duo/full_attention_heads.tsv",
       "-9.584426879882812500e-05\t5.585937500000000000e-01\n1.000000000000000000e+00\t0.000000000000000000e+00\n");
-  scratch.write("duo/config.json",
-                R"({"model_name": "x", "lr": 0.02, "sink_size": 128, "recent_size": 256, "a": null})");
+  write_text(scratch / "duo/config.json",
+             R"({"model_name": "x", "lr": 0.02, "sink_size": 128, "recent_size": 256, "a": null})");
   const Pattern pattern = import_head_table(scratch / "duo/", shape(2, 2));
   CHECK(pattern.scores == std::vector<double>{-9.5844268798828125e-05, 0.55859375, 1, 0});
   CHECK(pattern.sink == 128);
@@ -318,11 +281,11 @@ TEST_CASE("a DuoAttention folder is imported with its scores and sizes") {
 
   CHECK_THROWS_WITH(import_head_table(scratch / "duo", shape(4, 2)),
                     ContainsSubstring("2 rows of 2, but the model has 4 layers of 2 KV heads"));
-  scratch.write("duo/config.json", R"({"sink_size": 128})");
+  write_text(scratch / "duo/config.json", R"({"sink_size": 128})");
   CHECK_THROWS_WITH(import_head_table(scratch / "duo", shape(2, 2)), ContainsSubstring("key recent_size is missing"));
-  scratch.write("duo/config.json", R"({"sink_size": 128, "recent_size": "256"})");
+  write_text(scratch / "duo/config.json", R"({"sink_size": 128, "recent_size": "256"})");
   CHECK_THROWS_WITH(import_head_table(scratch / "duo", shape(2, 2)), ContainsSubstring("key recent_size: expected"));
-  scratch.write("duo/config.json", "[]");
+  write_text(scratch / "duo/config.json", "[]");
   CHECK_THROWS_WITH(import_head_table(scratch / "duo", shape(2, 2)), ContainsSubstring("expected a JSON object"));
   fs::remove(scratch / "duo/config.json");
   CHECK_THROWS_WITH(import_head_table(scratch / "duo", shape(2, 2)),
@@ -332,8 +295,8 @@ TEST_CASE("a DuoAttention folder is imported with its scores and sizes") {
 }
 
 TEST_CASE("a table of zeros and ones is the mask") {
-  const Scratch scratch;
-  const fs::path file = scratch.write("masks_sp0.5.tsv", "1.0\t0.0\r\n0.0\t0\r\n1\t1.0\r\n\r\n");
+  const TemporaryFolder scratch;
+  const fs::path file = write_text(scratch / "masks_sp0.5.tsv", "1.0\t0.0\r\n0.0\t0\r\n1\t1.0\r\n\r\n");
   const Pattern pattern = import_head_table(file, shape(3, 2), 128, 1024);
   CHECK(pattern.mask == std::vector<uint8_t>{1, 0, 0, 0, 1, 1});
   CHECK(pattern.sparsity == 0.5);
@@ -346,7 +309,7 @@ TEST_CASE("a table of zeros and ones is the mask") {
   CHECK_THROWS_WITH(import_head_table(file, shape(3, 2), 0, 0), ContainsSubstring("window must be at least 1"));
   const auto refuse = [&](const std::string& content, const std::string& message) {
     INFO(content);
-    CHECK_THROWS_WITH(import_head_table(scratch.write("bad.tsv", content), shape(2, 2), 1, 1),
+    CHECK_THROWS_WITH(import_head_table(write_text(scratch / "bad.tsv", content), shape(2, 2), 1, 1),
                       ContainsSubstring(message));
   };
   refuse("", "bad.tsv: an empty table");

@@ -14,21 +14,18 @@
 #include "model/error.h"
 #include "tests/model/tiny_llama.h"
 #include "tests/support/catch.h"
+#include "tests/support/files.h"
 
 namespace prulong {
 namespace {
 
+using test::read_text;
 using test::TemporaryFolder;
 using test::write_text;
 
 std::string file_bytes(const std::string& header, const std::string& data) {
   const uint64_t size = header.size();
   return std::string(reinterpret_cast<const char*>(&size), sizeof(size)) + header + data;
-}
-
-std::string read_text(const std::filesystem::path& file) {
-  std::ifstream in(file, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
 }
 
 /// A header of one tensor "a" of 2 floats, with one part replaced.

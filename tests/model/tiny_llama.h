@@ -1,15 +1,12 @@
 // SPDX-License-Identifier: MIT
-// Small models and folders for tests.
+// Small models for tests.
 #pragma once
 
 #include <ATen/Context.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/randint.h>
 #include <ATen/ops/randn.h>
-#include <unistd.h>
 
-#include <filesystem>
-#include <fstream>
 #include <string>
 #include <utility>
 
@@ -72,35 +69,6 @@ inline std::string tiny_config_json(bool tied = false) {
 
 inline at::Tensor random_tokens(int64_t count, int64_t vocab_size) {
   return at::randint(vocab_size, {count}, at::TensorOptions().dtype(at::kLong));
-}
-
-/// A folder of its own, removed with everything in it.
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "prulong-test-XXXXXX").string();
-    path_ = ::mkdtemp(name.data());
-  }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-  ~TemporaryFolder() { remove(path_); }
-  std::filesystem::path operator/(const std::string& name) const { return path_ / name; }
-  const std::filesystem::path& path() const { return path_; }
-
- private:
-  // Not remove_all: libtorch exports an old one of its own, which crashes when it is linked ahead of libstdc++.
-  static void remove(const std::filesystem::path& path) {
-    if (std::filesystem::is_directory(path)) {
-      for (const auto& entry : std::filesystem::directory_iterator(path)) remove(entry.path());
-    }
-    std::filesystem::remove(path);
-  }
-
-  std::filesystem::path path_;
-};
-
-inline void write_text(const std::filesystem::path& file, const std::string& text) {
-  std::ofstream(file, std::ios::binary) << text;
 }
 
 }  // namespace prulong::test

@@ -9,13 +9,14 @@
 #include <cstring>
 #include <limits>
 #include <set>
-#include <sstream>
 
 #include "model/error.h"
 #include "tests/model/tiny_llama.h"
 #include "tests/support/catch.h"
+#include "tests/support/files.h"
 
 using namespace prulong;
+using test::read_text;
 using test::TemporaryFolder;
 using test::write_text;
 
@@ -67,13 +68,6 @@ std::set<std::string> files_of(const std::filesystem::path& folder) {
   std::set<std::string> names;
   for (const auto& entry : std::filesystem::directory_iterator(folder)) names.insert(entry.path().filename().string());
   return names;
-}
-
-std::string read_text(const std::filesystem::path& file) {
-  std::ifstream in(file, std::ios::binary);
-  std::ostringstream text;
-  text << in.rdbuf();
-  return text.str();
 }
 
 void flip_bit(const std::filesystem::path& file, size_t at) {

@@ -3,10 +3,11 @@
 
 #include <cstdlib>
 #include <fstream>
-#include <sstream>
 
 #include "model/error.h"
 #include "tests/support/catch.h"
+#include "tests/support/config_error.h"
+#include "tests/support/files.h"
 #include "trainer/config_io.h"
 
 using namespace prulong;
@@ -24,26 +25,13 @@ TrainConfig parse(const std::string& text, const std::vector<std::string>& overr
   return parse_train_config(text, "t.yaml", overrides);
 }
 
-// The whole message, so that every word of it is looked at.
 std::string error_of(const std::string& text, const std::vector<std::string>& overrides = {}) {
-  try {
-    parse(text, overrides);
-  } catch (const ConfigError& error) {
-    return error.what();
-  }
-  return "no error";
+  return test::config_error_of([&] { parse(text, overrides); });
 }
 
 // The message for lines added after kMinimal: line 6 is the first of them.
 std::string error_with(const std::string& lines) { return error_of(kMinimal + lines); }
 std::string error_set(const std::string& assignment) { return error_of(kMinimal, {assignment}); }
-
-std::string read_file(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
 
 }  // namespace
 
@@ -280,5 +268,5 @@ TEST_CASE("configs/README.md lists the keys as they are") {
   const std::string path = std::string(PRULONG_SOURCE_DIR) + "/configs/README.md";
   if (std::getenv("PRULONG_UPDATE_FILES") != nullptr) std::ofstream(path, std::ios::binary) << train_config_table();
   INFO("generate it with: PRULONG_UPDATE_FILES=1 build/cpu/bin/test_trainer 'configs/*'");
-  CHECK(read_file(path) == train_config_table());
+  CHECK(test::read_text(path) == train_config_table());
 }

@@ -2,26 +2,18 @@
 // TensorBoard itself reads these files in tests/python/test_train.py; here is what it would not notice.
 #include "trainer/event_file.h"
 
-#include <unistd.h>
-
 #include <cstring>
 #include <set>
-#include <sstream>
 
 #include "tests/support/catch.h"
+#include "tests/support/files.h"
 
 using namespace prulong;
+using test::read_text;
+using test::TemporaryFolder;
+using test::write_text;
 
 namespace {
-
-struct Folder {
-  std::filesystem::path path;
-  Folder() {
-    std::string name = (std::filesystem::temp_directory_path() / "prulong-test-XXXXXX").string();
-    path = ::mkdtemp(name.data());
-  }
-  ~Folder() { std::filesystem::remove_all(path); }
-};
 
 std::vector<std::string> files_of(const std::filesystem::path& folder) {
   std::set<std::string> names;
@@ -39,10 +31,7 @@ Word word_at(const std::string& bytes, size_t at) {
 
 /// The payloads of a file's records, their checksums held against the bytes.
 std::vector<std::string> records_of(const std::string& file) {
-  std::ifstream in(file, std::ios::binary);
-  std::ostringstream text;
-  text << in.rdbuf();
-  const std::string bytes = text.str();
+  const std::string bytes = read_text(file);
   std::vector<std::string> records;
   for (size_t at = 0; at < bytes.size();) {
     const auto length = static_cast<size_t>(word_at<uint64_t>(bytes, at));
@@ -67,10 +56,10 @@ TEST_CASE("The checksum is CRC-32C, masked") {
 }
 
 TEST_CASE("A step's scalars are one record with the bytes of the format") {
-  const Folder folder;
-  EventFile file(folder.path, 0);
+  const TemporaryFolder folder;
+  EventFile file(folder.path(), 0);
   file.write(300, {{"a", 0.5}, {"bc", -2.0}});
-  const auto files = files_of(folder.path);
+  const auto files = files_of(folder.path());
   REQUIRE(files.size() == 1);
   const auto records = records_of(files[0]);
   REQUIRE(records.size() == 3);
@@ -89,12 +78,12 @@ TEST_CASE("A step's scalars are one record with the bytes of the format") {
 }
 
 TEST_CASE("Every start of a run has a file of its own, later in name") {
-  const Folder folder;
-  std::ofstream(folder.path / "events.out.tfevents.9000000000.other") << "x";
-  std::ofstream(folder.path / "events.out.tfevents.nonsense") << "x";
-  { const EventFile first(folder.path, 0); }
-  { const EventFile second(folder.path, 7); }
-  const auto files = files_of(folder.path);
+  const TemporaryFolder folder;
+  write_text(folder / "events.out.tfevents.9000000000.other", "x");
+  write_text(folder / "events.out.tfevents.nonsense", "x");
+  { const EventFile first(folder.path(), 0); }
+  { const EventFile second(folder.path(), 7); }
+  const auto files = files_of(folder.path());
   REQUIRE(files.size() == 4);
   CHECK_THAT(files[1], ContainsSubstring("tfevents.9000000001"));
   CHECK_THAT(files[2], ContainsSubstring("tfevents.9000000002"));

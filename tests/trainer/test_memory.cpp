@@ -11,6 +11,7 @@
 #include "model/error.h"
 #include "tests/model/tiny_llama.h"
 #include "tests/support/catch.h"
+#include "tests/support/files.h"
 #include "trainer/adamw.h"
 #include "trainer/weights_optimizer.h"
 

@@ -9,6 +9,7 @@
 #include "model/safetensors.h"
 #include "tests/model/tiny_llama.h"
 #include "tests/support/catch.h"
+#include "tests/support/files.h"
 
 using namespace prulong;
 using test::TemporaryFolder;

@@ -1,52 +1,25 @@
 // SPDX-License-Identifier: MIT
 #include "trainer/run_log.h"
 
-#include <unistd.h>
-
 #include <limits>
-#include <sstream>
 
 #include "model/error.h"
 #include "tests/support/catch.h"
+#include "tests/support/files.h"
 
 using namespace prulong;
+using test::read_text;
+using test::TemporaryFolder;
+using test::write_text;
 
 namespace {
 
-/// A folder for one test's log.
-class LogFolder {
- public:
-  LogFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "prulong-test-XXXXXX").string();
-    path_ = ::mkdtemp(name.data());
-  }
-  LogFolder(const LogFolder&) = delete;
-  LogFolder& operator=(const LogFolder&) = delete;
-  ~LogFolder() { std::filesystem::remove_all(path_); }
-  const std::filesystem::path& path() const { return path_; }
-  std::filesystem::path metrics() const { return path_ / "metrics.jsonl"; }
-
- private:
-  std::filesystem::path path_;
-};
-
-void write_text(const std::filesystem::path& file, const std::string& text) {
-  std::ofstream(file, std::ios::binary) << text;
-}
-
-std::string read_text(const std::filesystem::path& file) {
-  std::ifstream in(file, std::ios::binary);
-  std::ostringstream text;
-  text << in.rdbuf();
-  return text.str();
-}
-
 /// What metrics.jsonl holds after a run resumed at a step.
 std::string resumed(const std::string& before, int64_t step) {
-  const LogFolder folder;
-  write_text(folder.metrics(), before);
+  const TemporaryFolder folder;
+  write_text(folder / "metrics.jsonl", before);
   { const RunLog log(folder.path(), step); }
-  return read_text(folder.metrics());
+  return read_text(folder / "metrics.jsonl");
 }
 
 }  // namespace
@@ -69,21 +42,21 @@ TEST_CASE("A line cut short by a kill is dropped") {
 }
 
 TEST_CASE("Metrics are appended, messages are kept in log.txt") {
-  const LogFolder folder;
+  const TemporaryFolder folder;
   {
     RunLog log(folder.path(), 0);
     log.metrics("{\"step\":1}");
-    CHECK(read_text(folder.metrics()) == "{\"step\":1}\n");  // at once: a kill loses no finished step
+    CHECK(read_text(folder / "metrics.jsonl") == "{\"step\":1}\n");  // at once: a kill loses no finished step
     log.warn("something {odd} of 100 %");
   }
   RunLog log(folder.path(), 1);
   log.metrics("{\"step\":2}");
-  CHECK(read_text(folder.metrics()) == "{\"step\":1}\n{\"step\":2}\n");
+  CHECK(read_text(folder / "metrics.jsonl") == "{\"step\":1}\n{\"step\":2}\n");
   CHECK_THAT(read_text(folder.path() / "log.txt"), ContainsSubstring("warning: something {odd} of 100 %\n"));
 }
 
 TEST_CASE("A measurement that cannot be written, or has no step, is an error") {
-  const LogFolder folder;
+  const TemporaryFolder folder;
   RunLog log(folder.path(), 0);
   CHECK_THROWS(log.metrics("{\"loss_nats\":1}"));
   CHECK_THROWS_WITH(EventFile(folder.path() / "none", 0), ContainsSubstring("none/events.out.tfevents."));

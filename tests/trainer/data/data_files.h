@@ -2,45 +2,15 @@
 // Small data files written by hand, good and bad.
 #pragma once
 
-#include <stdlib.h>
-
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <string>
 #include <vector>
 
+#include "tests/support/files.h"
+
 namespace prulong::test {
-
-/// A folder that disappears with its owner.
-class TempFolder {
- public:
-  TempFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "prulong-XXXXXX").string();
-    path_ = ::mkdtemp(name.data());
-  }
-  TempFolder(const TempFolder&) = delete;
-  TempFolder& operator=(const TempFolder&) = delete;
-  ~TempFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
-
-inline void write_file(const std::filesystem::path& path, const std::string& bytes) {
-  std::ofstream(path, std::ios::binary) << bytes;
-}
-
-inline std::string read_file(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-}
 
 template <typename T>
 std::string bytes_of(const std::vector<T>& values) {
@@ -65,11 +35,11 @@ inline std::string header(const std::string& descr, size_t length) {
 }
 
 inline void write_u16(const std::filesystem::path& path, const std::vector<uint16_t>& values) {
-  write_file(path, npy(header("<u2", values.size()), bytes_of(values)));
+  write_text(path, npy(header("<u2", values.size()), bytes_of(values)));
 }
 
 inline void write_i64(const std::filesystem::path& path, const std::vector<int64_t>& values) {
-  write_file(path, npy(header("<i8", values.size()), bytes_of(values)));
+  write_text(path, npy(header("<i8", values.size()), bytes_of(values)));
 }
 
 /// A token folder of these documents.
@@ -84,7 +54,7 @@ inline void write_token_folder(const std::filesystem::path& folder, const std::v
   }
   write_u16(folder / "tokens.npy", tokens);
   write_i64(folder / "documents.npy", offsets);
-  write_file(folder / "data.json", R"({"format": "prulong-tokens", "version": 1, "vocab_size": )" +
+  write_text(folder / "data.json", R"({"format": "prulong-tokens", "version": 1, "vocab_size": )" +
                                        std::to_string(vocab_size) + R"(, "tokens": )" + std::to_string(tokens.size()) +
                                        R"(, "documents": )" + std::to_string(documents.size()) + "}");
 }

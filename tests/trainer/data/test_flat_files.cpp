@@ -43,24 +43,24 @@ void check_epoch(const FlatFileOptions& options, int64_t seq_len, int64_t total)
 }
 
 TEST_CASE("several files of either kind and of every type are one epoch") {
-  const TempFolder folder;
-  write_file(folder.path() / "b.bin", bytes_of(count_from<uint16_t>(0, 50)));
-  write_file(folder.path() / "a.bin", bytes_of(count_from<uint16_t>(50, 33)));
-  write_file(folder.path() / "note.txt", "not data");
+  const TemporaryFolder folder;
+  write_text(folder.path() / "b.bin", bytes_of(count_from<uint16_t>(0, 50)));
+  write_text(folder.path() / "a.bin", bytes_of(count_from<uint16_t>(50, 33)));
+  write_text(folder.path() / "note.txt", "not data");
   check_epoch({folder.path(), IntegerType::kUint16, -1, kVocab}, 8, 83);
-  write_file(folder.path() / "a.bin", bytes_of(count_from<uint32_t>(0, 41)));
+  write_text(folder.path() / "a.bin", bytes_of(count_from<uint32_t>(0, 41)));
   check_epoch({folder.path() / "a.bin", IntegerType::kUint32, -1, kVocab}, 7, 41);
 
   write_u16(folder.path() / "x.npy", count_from<uint16_t>(0, 30));
   write_i64(folder.path() / "y.npy", count_from<int64_t>(30, 25));
-  write_file(folder.path() / "z.npy", npy(header("<i4", 0), ""));  // empty: no piece
-  write_file(folder.path() / "zz.npy", npy(header("<u4", 10), bytes_of(count_from<uint32_t>(55, 10))));
+  write_text(folder.path() / "z.npy", npy(header("<i4", 0), ""));  // empty: no piece
+  write_text(folder.path() / "zz.npy", npy(header("<u4", 10), bytes_of(count_from<uint32_t>(55, 10))));
   check_epoch({folder.path(), {}, -1, kVocab}, 6, 65);
   CHECK(open_flat_files({folder.path(), {}, -1, kVocab}, 6, 3)->vocab_size() == kVocab);
 }
 
 TEST_CASE("pieces are whole sequences, and rows of a matrix are documents") {
-  const TempFolder folder;
+  const TemporaryFolder folder;
   const auto path = folder.path() / "a.npy";
   write_u16(path, count_from<uint16_t>(0, 64));
   const auto source = open_flat_files({path, {}, -1, kVocab}, 8, 3);
@@ -69,7 +69,7 @@ TEST_CASE("pieces are whole sequences, and rows of a matrix are documents") {
     CHECK(sequence.cu_seqlens == std::vector<int32_t>{0, 8});
     CHECK(sequence.tokens == count_from<int32_t>(sequence.tokens[0] / 8 * 8, 8));
   }
-  write_file(path,
+  write_text(path,
              npy("{'descr': '<u2', 'fortran_order': False, 'shape': (16, 4)}", bytes_of(count_from<uint16_t>(0, 64))));
   const auto rows = open_flat_files({path, {}, -1, kVocab}, 8, 3);
   for (int64_t n = 0; n < 8; ++n) {
@@ -81,10 +81,10 @@ TEST_CASE("pieces are whole sequences, and rows of a matrix are documents") {
 }
 
 TEST_CASE("an end token closes a document, wherever it stands") {
-  const TempFolder folder;
+  const TemporaryFolder folder;
   const auto path = folder.path() / "a.bin";
   const auto bounds = [&](const std::vector<uint16_t>& tokens) {
-    write_file(path, bytes_of(tokens));
+    write_text(path, bytes_of(tokens));
     return open_flat_files({path, IntegerType::kUint16, 9, kVocab}, std::ssize(tokens), 3)->sequence(0).cu_seqlens;
   };
   CHECK(bounds({1, 2, 9, 3, 4}) == std::vector<int32_t>{0, 3, 5});
@@ -93,16 +93,16 @@ TEST_CASE("an end token closes a document, wherever it stands") {
   CHECK(bounds({9, 9, 9}) == std::vector<int32_t>{0, 1, 2, 3});
   CHECK(bounds({1, 2, 3}) == std::vector<int32_t>{0, 3});
   CHECK(bounds({9}) == std::vector<int32_t>{0, 1});
-  write_file(path, bytes_of<uint16_t>({1, 9, 2, 3}));
+  write_text(path, bytes_of<uint16_t>({1, 9, 2, 3}));
   CHECK(open_flat_files({path, IntegerType::kUint16, 0, kVocab}, 4, 3)->sequence(0).cu_seqlens.size() == 2);
   CHECK(open_flat_files({path, IntegerType::kUint16, -1, kVocab}, 4, 3)->sequence(0).cu_seqlens.size() == 2);
 }
 
 TEST_CASE("the fingerprint follows names, sizes, bytes and how they are read") {
-  const TempFolder folder;
+  const TemporaryFolder folder;
   const auto path = folder.path() / "a.bin";
   const std::string large(1 << 20, '\1');
-  write_file(path, large);
+  write_text(path, large);
   const auto of = [&](IntegerType type, int64_t end_token) {
     return open_flat_files({folder.path(), type, end_token, kVocab}, 16, 3)->fingerprint();
   };
@@ -113,19 +113,19 @@ TEST_CASE("the fingerprint follows names, sizes, bytes and how they are read") {
   for (const size_t at : {size_t{0}, large.size() - 1}) {
     std::string changed = large;
     changed[at] = 2;
-    write_file(path, changed);
+    write_text(path, changed);
     CHECK(of(IntegerType::kUint16, -1) != first);
   }
-  write_file(path, large + "\1\1");
+  write_text(path, large + "\1\1");
   CHECK(of(IntegerType::kUint16, -1) != first);
-  write_file(path, large);
+  write_text(path, large);
   CHECK(of(IntegerType::kUint16, -1) == first);
   std::filesystem::rename(path, folder.path() / "b.bin");
   CHECK(of(IntegerType::kUint16, -1) != first);
 }
 
 TEST_CASE("bad flat files are refused by file and reason") {
-  const TempFolder folder;
+  const TemporaryFolder folder;
   const auto path = folder.path() / "a.bin";
   const auto open = [&](const std::filesystem::path& what, std::optional<IntegerType> type) {
     return open_flat_files({what, type, -1, 100}, 4, 3);
@@ -133,13 +133,13 @@ TEST_CASE("bad flat files are refused by file and reason") {
   CHECK_THROWS_WITH(open(path, IntegerType::kUint16), ContainsSubstring("a.bin: no such file or folder"));
   CHECK_THROWS_WITH(open(folder.path(), {}), ContainsSubstring("*.npy files expected in this folder, none found"));
   CHECK_THROWS_WITH(open(folder.path(), IntegerType::kUint16), ContainsSubstring("*.bin files expected"));
-  write_file(path, "");
+  write_text(path, "");
   CHECK_THROWS_WITH(open(path, IntegerType::kUint16), ContainsSubstring("a.bin: the file is empty"));
-  write_file(path, "12345");
+  write_text(path, "12345");
   CHECK_THROWS_WITH(open(path, IntegerType::kUint16),
                     ContainsSubstring("a.bin: whole uint16 integers of 2 bytes expected, 5 bytes found"));
   CHECK_THROWS_WITH(open(path, {}), ContainsSubstring("a.bin: not a .npy file"));
-  write_file(path, bytes_of<uint16_t>({1, 99, 100, 3}));
+  write_text(path, bytes_of<uint16_t>({1, 99, 100, 3}));
   CHECK_THROWS_WITH(open(path, IntegerType::kUint16)->sequence(0),
                     ContainsSubstring("a.bin: token 100 at position 2 is beyond the vocabulary of 100"));
   write_i64(folder.path() / "n.npy", {5, -1});

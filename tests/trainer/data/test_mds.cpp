@@ -27,7 +27,7 @@ constexpr int64_t kVocab = 30000;
 /// [set][sample] its documents, as the real package read them back.
 std::map<std::string, std::vector<Documents>> read_expected() {
   std::map<std::string, std::vector<Documents>> sets;
-  std::istringstream lines(read_file(kFixtures / "expected.txt"));
+  std::istringstream lines(read_text(kFixtures / "expected.txt"));
   for (std::string line; std::getline(lines, line);) {
     if (line[0] == '#') continue;
     std::istringstream words(line);
@@ -78,9 +78,9 @@ class Copy {
 
   /// Replaces the first occurrence in the index.
   void edit_index(const std::string& from, const std::string& to) const {
-    std::string text = read_file(path() / "index.json");
+    std::string text = read_text(path() / "index.json");
     REQUIRE(text.find(from) != std::string::npos);
-    write_file(path() / "index.json", text.replace(text.find(from), from.size(), to));
+    write_text(path() / "index.json", text.replace(text.find(from), from.size(), to));
   }
 
   /// Reads an epoch.
@@ -90,7 +90,7 @@ class Copy {
   }
 
  private:
-  TempFolder folder_;
+  TemporaryFolder folder_;
 };
 
 TEST_CASE("what the real package wrote is read back exactly") {
@@ -155,11 +155,11 @@ TEST_CASE("a damaged shard is refused by file, finding and remedy when it is rea
     for (const char* const name : {"zstd/shard.00002.mds.zstd", "fixed_shape/shard.00000.mds"}) {
       const Copy copy(fs::path(name).parent_path().string());
       const fs::path shard = copy.path() / fs::path(name).filename();
-      const std::string bytes = read_file(shard);
+      const std::string bytes = read_text(shard);
       for (size_t at = 0; at < bytes.size(); at += 37) {
         std::string damaged = bytes;
         damaged[at] = static_cast<char>(damaged[at] ^ (1 << at % 8));
-        write_file(shard, damaged);
+        write_text(shard, damaged);
         CHECK_THROWS_WITH(copy.read(), ContainsSubstring(shard.string() + ": sha") &&
                                            ContainsSubstring("expected by index.json") &&
                                            ContainsSubstring("the shard is damaged; copy it again"));
@@ -170,14 +170,14 @@ TEST_CASE("a damaged shard is refused by file, finding and remedy when it is rea
     for (const std::string set : {"prolong", "zstd"}) {
       const Copy copy(set);
       const fs::path shard = copy.path() / (set == "zstd" ? "shard.00001.mds.zstd" : "shard.00001.mds");
-      const std::string bytes = read_file(shard);
+      const std::string bytes = read_text(shard);
       for (const size_t size : {size_t{0}, size_t{3}, bytes.size() / 2, bytes.size() - 1}) {
-        write_file(shard, bytes.substr(0, size));
+        write_text(shard, bytes.substr(0, size));
         CHECK_THROWS_WITH(copy.read(),
                           ContainsSubstring(std::to_string(bytes.size()) + " bytes expected by index.json, " +
                                             std::to_string(size) + " found"));
       }
-      write_file(shard, bytes + "x");
+      write_text(shard, bytes + "x");
       CHECK_THROWS_WITH(copy.read(), ContainsSubstring("incomplete or of another data set"));
       fs::remove(shard);
       CHECK_THROWS_WITH(copy.read(), ContainsSubstring(shard.filename().string() + ": cannot open"));
@@ -186,11 +186,11 @@ TEST_CASE("a damaged shard is refused by file, finding and remedy when it is rea
   SECTION("without hashes, whatever does not fit") {
     const Copy copy("prolong");
     const fs::path shard = copy.path() / "shard.00000.mds";
-    const std::string bytes = read_file(shard);
+    const std::string bytes = read_text(shard);
     const auto damaged = [&](size_t at, const std::string& value, const std::string& message) {
       INFO(message);
       std::string changed = bytes;
-      write_file(shard, changed.replace(at, value.size(), value));
+      write_text(shard, changed.replace(at, value.size(), value));
       CHECK_THROWS_WITH(copy.read(), ContainsSubstring("shard.00000.mds: ") && ContainsSubstring(message));
     };
     const auto word = [](uint32_t value) { return bytes_of<uint32_t>({value}); };
@@ -225,10 +225,10 @@ TEST_CASE("a damaged shard is refused by file, finding and remedy when it is rea
   SECTION("garbage in place of zstd") {
     const Copy copy("bytes");
     const fs::path shard = copy.path() / "shard.00000.mds.zstd";
-    const std::string bytes = read_file(shard);
-    write_file(shard, std::string(bytes.size(), 'x'));
+    const std::string bytes = read_text(shard);
+    write_text(shard, std::string(bytes.size(), 'x'));
     CHECK_THROWS_WITH(copy.read(IntegerType::kInt64), ContainsSubstring("not a zstd file"));
-    write_file(shard, bytes.substr(0, bytes.size() / 2) + std::string(bytes.size() - bytes.size() / 2, '\xff'));
+    write_text(shard, bytes.substr(0, bytes.size() / 2) + std::string(bytes.size() - bytes.size() / 2, '\xff'));
     CHECK_THROWS_WITH(copy.read(IntegerType::kInt64), ContainsSubstring("cannot decompress: "));
   }
 }
@@ -274,9 +274,9 @@ TEST_CASE("an index that lies is refused") {
   lies("zstd", "\"sha1\": \"09024d", "\"crc\": \"09024d", "hash of unknown kind, \"crc\"");
   lies("bytes", "{", "[", "not valid JSON at byte");
   const Copy nested("bytes");
-  write_file(nested.path() / "index.json", "{\"version\": " + std::string(100000, '['));
+  write_text(nested.path() / "index.json", "{\"version\": " + std::string(100000, '['));
   CHECK_THROWS_WITH(nested.read(), ContainsSubstring("index.json: nested deeper than 32 levels"));
-  write_file(nested.path() / "index.json", R"({"version": 2, "shards": []})");
+  write_text(nested.path() / "index.json", R"({"version": 2, "shards": []})");
   CHECK_THROWS_WITH(nested.read(), ContainsSubstring("index.json: no shards"));
   fs::remove(nested.path() / "index.json");
   CHECK_THROWS_WITH(nested.read(), ContainsSubstring("set: no index.json"));
@@ -298,12 +298,12 @@ TEST_CASE("the fingerprint is that of index, type, length and seed") {
 
 TEST_CASE("twenty thousand shards open in a second, of which one is read") {
   const Copy copy("prolong");
-  const std::string text = read_file(copy.path() / "index.json");
+  const std::string text = read_text(copy.path() / "index.json");
   const size_t begin = text.find("[{") + 1, end = text.find("}, {") + 1;
   const std::string shard = text.substr(begin, end - begin);
   std::string many = "{\"version\": 2, \"shards\": [" + shard;
   for (int i = 1; i < 20000; ++i) many += ", " + shard;
-  write_file(copy.path() / "index.json", many + "]}");
+  write_text(copy.path() / "index.json", many + "]}");
   for (const char* const other : {"shard.00001.mds", "shard.00002.mds"}) fs::remove(copy.path() / other);
   const std::clock_t start = std::clock();  // processor time: other programs do not count
   const auto source = open_mds({copy.path(), {}, kVocab}, 64, 1);

@@ -11,36 +11,36 @@ namespace {
 using namespace test;
 
 TEST_CASE("npy files of every version, type and header layout are read") {
-  const TempFolder folder;
+  const TemporaryFolder folder;
   const auto path = folder.path() / "a.npy";
   for (const int version : {1, 2, 3}) {
-    write_file(path, npy(header("<u2", 3), bytes_of<uint16_t>({1, 2, 65535}), version));
+    write_text(path, npy(header("<u2", 3), bytes_of<uint16_t>({1, 2, 65535}), version));
     const IntegerFile array = IntegerFile::open_npy(path);
     CHECK(array.type() == IntegerType::kUint16);
     CHECK(array.shape() == std::vector<int64_t>{3});
     CHECK(array[2] == 65535);
   }
-  write_file(path, npy(header("<u4", 2), bytes_of<uint32_t>({0, 4294967295u})));
+  write_text(path, npy(header("<u4", 2), bytes_of<uint32_t>({0, 4294967295u})));
   CHECK(IntegerFile::open_npy(path)[1] == 4294967295);
-  write_file(path, npy(header("<i4", 2), bytes_of<int32_t>({0, -5})));
+  write_text(path, npy(header("<i4", 2), bytes_of<int32_t>({0, -5})));
   CHECK(IntegerFile::open_npy(path)[1] == -5);
-  write_file(path, npy(header("<i8", 2), bytes_of<int64_t>({0, -(int64_t{1} << 40)})));
+  write_text(path, npy(header("<i8", 2), bytes_of<int64_t>({0, -(int64_t{1} << 40)})));
   CHECK(IntegerFile::open_npy(path)[1] == -(int64_t{1} << 40));
 
   // Keys in another order, no spaces, an odd length that leaves the elements unaligned.
-  write_file(path, npy("{'shape':(2,3),'fortran_order':False,'descr':'<i4'} ", bytes_of<int32_t>({1, 2, 3, 4, 5, 6})));
+  write_text(path, npy("{'shape':(2,3),'fortran_order':False,'descr':'<i4'} ", bytes_of<int32_t>({1, 2, 3, 4, 5, 6})));
   const IntegerFile matrix = IntegerFile::open_npy(path);
   CHECK(matrix.shape() == std::vector<int64_t>{2, 3});
   CHECK(matrix.size() == 6);
   CHECK(matrix[5] == 6);
 
-  write_file(path, npy(header("<u2", 0), ""));
+  write_text(path, npy(header("<u2", 0), ""));
   CHECK(IntegerFile::open_npy(path).size() == 0);
   CHECK(std::string(type_name(IntegerType::kInt64)) == "int64");
 }
 
 TEST_CASE("bad npy files are refused by name and reason") {
-  const TempFolder folder;
+  const TemporaryFolder folder;
   const auto path = folder.path() / "bad.npy";
   const std::string four = bytes_of<uint16_t>({1, 2, 3, 4});
   const auto dictionary = [](const std::string& shape) {
@@ -80,7 +80,7 @@ TEST_CASE("bad npy files are refused by name and reason") {
   };
   for (const auto& [bytes, message] : cases) {
     INFO(message);
-    write_file(path, bytes);
+    write_text(path, bytes);
     CHECK_THROWS_WITH(IntegerFile::open_npy(path), ContainsSubstring(message) && ContainsSubstring("bad.npy"));
   }
   CHECK_THROWS_WITH(IntegerFile::open_npy(folder.path() / "none.npy"), ContainsSubstring("none.npy: cannot open"));
@@ -88,18 +88,18 @@ TEST_CASE("bad npy files are refused by name and reason") {
 }
 
 TEST_CASE("no truncation and no changed header byte crashes the npy reader") {
-  const TempFolder folder;
+  const TemporaryFolder folder;
   const auto path = folder.path() / "fuzz.npy";
   const std::string good = npy(header("<u2", 4), bytes_of<uint16_t>({1, 2, 3, 4}));
   for (size_t length = 0; length < good.size(); ++length) {
-    write_file(path, good.substr(0, length));
+    write_text(path, good.substr(0, length));
     CHECK_THROWS_AS(IntegerFile::open_npy(path), Error);
   }
   for (size_t at = 0; at + 8 < good.size(); ++at) {
     for (const char change : {'\x01', '\x80', '\x10'}) {
       std::string bytes = good;
       bytes[at] = static_cast<char>(bytes[at] ^ change);
-      write_file(path, bytes);
+      write_text(path, bytes);
       try {
         const IntegerFile array = IntegerFile::open_npy(path);
         for (int64_t i = 0; i < array.size(); ++i) CHECK(array[i] >= -32768);

@@ -26,7 +26,7 @@ class Prepared {
     const std::string command = std::string("'") + PRULONG_TEST_PYTHON + "' '" + PRULONG_TEST_SOURCE +
                                 "/tests/trainer/data/make_data.py' '" + folder_.path().string() + "'";
     if (std::system(command.c_str()) != 0) throw std::runtime_error("failed: " + command);
-    std::istringstream lines(read_file(folder_.path() / "vocab.txt"));
+    std::istringstream lines(read_text(folder_.path() / "vocab.txt"));
     for (std::string line; std::getline(lines, line);) {
       std::string bytes;
       for (size_t i = 0; i + 1 < line.size(); i += 2) {
@@ -49,7 +49,7 @@ class Prepared {
   }
 
  private:
-  TempFolder folder_;
+  TemporaryFolder folder_;
   std::vector<std::string> vocab_;
 };
 
@@ -60,7 +60,7 @@ const Prepared& prepared() {
 
 /// The words of an asset, one a line.
 std::set<std::string> words(const std::string& file) {
-  std::istringstream text(read_file(std::string(PRULONG_TEST_SOURCE) + "/assets/words/" + file));
+  std::istringstream text(read_text(std::string(PRULONG_TEST_SOURCE) + "/assets/words/" + file));
   return {std::istream_iterator<std::string>(text), {}};
 }
 
@@ -175,7 +175,7 @@ TEST_CASE("composed lists of values and labels read as intended") {
 
 TEST_CASE("an epoch of prepared text is its paragraphs, each once") {
   std::multiset<std::string> expected, found;
-  const std::string text = read_file(prepared().path("train.txt"));
+  const std::string text = read_text(prepared().path("train.txt"));
   for (size_t start = 0; start < text.size();) {
     const size_t end = std::min(text.find("\n\n", start), text.size() - 1);
     expected.insert("<bos>" + text.substr(start, end - start));
@@ -192,7 +192,7 @@ TEST_CASE("an epoch of prepared text is its paragraphs, each once") {
 }
 
 TEST_CASE("prepared shards hold what a prepared token folder holds") {
-  const auto text = read_file(prepared().path("tokens") / "data.json");
+  const auto text = read_text(prepared().path("tokens") / "data.json");
   const int64_t total = std::stoll(text.substr(text.find("\"tokens\": ") + 10));
   const auto shards = open_mds({prepared().path("mds"), {}, 400}, 512, 1);
   std::vector<int32_t> in_shards,

@@ -52,7 +52,7 @@ void write_kit(const std::filesystem::path& folder) {
   }
   write_u16(folder / "tokens.npy", tokens);
   write_i64(folder / "offsets.npy", offsets);
-  write_file(folder / "kit.json", R"({"format": "prulong-recall-kit", "version": 2, "vocab_size": 1000, "tokens": )" +
+  write_text(folder / "kit.json", R"({"format": "prulong-recall-kit", "version": 2, "vocab_size": 1000, "tokens": )" +
                                       std::to_string(tokens.size()) + R"(, "pieces": )" +
                                       std::to_string(offsets.size() - 1) + R"(, "prefix": [1], "lists": {)" + lists +
                                       R"(}, "templates": {
@@ -68,7 +68,7 @@ void write_kit(const std::filesystem::path& folder) {
       "question_before": [66], "question_middle": [67], "separator": [], "question_after": [63]}}})");
 }
 
-RecallOptions options(const TempFolder& folder, std::vector<std::string> tasks = {"codes"}) {
+RecallOptions options(const TemporaryFolder& folder, std::vector<std::string> tasks = {"codes"}) {
   RecallOptions result;
   result.kit = folder.path();
   result.tasks = std::move(tasks);
@@ -151,7 +151,7 @@ void check_prose(const std::vector<int32_t>& prose, int32_t add) {
 }
 
 TEST_CASE("code sequences are of exact length, and every answer is the stated one") {
-  const TempFolder folder;
+  const TemporaryFolder folder;
   write_kit(folder.path());
   for (const bool eval_split : {false, true}) {
     RecallOptions wanted = options(folder);
@@ -180,7 +180,7 @@ TEST_CASE("code sequences are of exact length, and every answer is the stated on
 }
 
 TEST_CASE("facts are spread over the whole depth") {
-  const TempFolder folder;
+  const TemporaryFolder folder;
   write_kit(folder.path());
   RecallOptions wanted = options(folder);
   wanted.seq_len = 1000;
@@ -192,7 +192,7 @@ TEST_CASE("facts are spread over the whole depth") {
 }
 
 TEST_CASE("questions come in every order") {
-  const TempFolder folder;
+  const TemporaryFolder folder;
   write_kit(folder.path());
   RecallOptions wanted = options(folder);
   wanted.statements = wanted.questions = 3;
@@ -211,7 +211,7 @@ TEST_CASE("questions come in every order") {
 }
 
 TEST_CASE("a list of key values stands in one place, a passkey alone") {
-  const TempFolder folder;
+  const TemporaryFolder folder;
   write_kit(folder.path());
   for (int64_t n = 0; n < 30; ++n) {
     const Sequence list = open_recall(options(folder, {"key_values"}))->sequence(n);
@@ -248,7 +248,7 @@ std::vector<int32_t> slice(const Sequence& sequence, size_t begin, size_t count)
 }
 
 TEST_CASE("a question for several values wants all of its name, in their order, and no others") {
-  const TempFolder folder;
+  const TemporaryFolder folder;
   write_kit(folder.path());
   RecallOptions wanted = options(folder, {"multi_values"});
   wanted.seq_len = 400;
@@ -298,7 +298,7 @@ TEST_CASE("a question for several values wants all of its name, in their order, 
 }
 
 TEST_CASE("many-shot labels follow from the noun alone, and every question is a new example of a known class") {
-  const TempFolder folder;
+  const TemporaryFolder folder;
   write_kit(folder.path());
   for (const int64_t statements : {2, 5, 12, 30}) {
     RecallOptions wanted = options(folder, {"labels"});
@@ -348,7 +348,7 @@ TEST_CASE("many-shot labels follow from the noun alone, and every question is a 
 }
 
 TEST_CASE("several tasks are mixed in equal parts") {
-  const TempFolder folder;
+  const TemporaryFolder folder;
   write_kit(folder.path());
   const auto source = open_recall(options(folder, {"codes", "key_values", "passkey"}));
   std::map<int32_t, int> counts;
@@ -361,7 +361,7 @@ TEST_CASE("several tasks are mixed in equal parts") {
 }
 
 TEST_CASE("the recall stream depends on kit, options and seed alone, and never changes between versions") {
-  const TempFolder folder;
+  const TemporaryFolder folder;
   write_kit(folder.path());
   const auto source = open_recall(options(folder)), again = open_recall(options(folder));
   again->sequence(5);
@@ -380,7 +380,7 @@ TEST_CASE("the recall stream depends on kit, options and seed alone, and never c
 }
 
 TEST_CASE("recall options that cannot be met are refused") {
-  const TempFolder folder;
+  const TemporaryFolder folder;
   write_kit(folder.path());
   const auto refused = [&](const auto& change, const std::string& message) {
     RecallOptions wanted = options(folder);
@@ -408,18 +408,18 @@ TEST_CASE("recall options that cannot be met are refused") {
 }
 
 TEST_CASE("damaged recall kits are refused by file and reason") {
-  const TempFolder folder;
+  const TemporaryFolder folder;
   const auto open = [&] { return open_recall(options(folder)); };
   CHECK_THROWS_WITH(open(), ContainsSubstring("kit.json: no such file"));
   write_kit(folder.path());
-  const std::string kit = read_file(folder.path() / "kit.json");
+  const std::string kit = read_text(folder.path() / "kit.json");
   const auto changed = [&](const std::string& from, const std::string& to, const std::string& message) {
     INFO(message);
     std::string content = kit;
     REQUIRE(content.find(from) != std::string::npos);
-    write_file(folder.path() / "kit.json", content.replace(content.find(from), from.size(), to));
+    write_text(folder.path() / "kit.json", content.replace(content.find(from), from.size(), to));
     CHECK_THROWS_WITH(open(), ContainsSubstring(message) && ContainsSubstring("kit.json"));
-    write_file(folder.path() / "kit.json", kit);
+    write_text(folder.path() / "kit.json", kit);
   };
   changed("prulong-recall-kit", "prulong-tokens", "format \"prulong-recall-kit\" expected");
   changed("\"prefix\": [1]", "\"prefix\": [1000]", "/prefix: integer from 0 to 999 expected, 1000 found");

@@ -43,7 +43,7 @@ std::vector<int32_t> read_stream(const Source& source, size_t count) {
 }
 
 TEST_CASE("every epoch holds each token once, in another order of whole documents") {
-  const TempFolder folder;
+  const TemporaryFolder folder;
   const Documents documents = make_documents(50);
   const size_t total = count_tokens(documents);
   write_token_folder(folder.path(), documents, 1000);
@@ -70,7 +70,7 @@ TEST_CASE("every epoch holds each token once, in another order of whole document
 }
 
 TEST_CASE("a sequence's boundaries are those of its documents") {
-  const TempFolder folder;
+  const TemporaryFolder folder;
   const Documents documents = make_documents(40);
   write_token_folder(folder.path(), documents, 1000);
   std::vector<int32_t> document_of(count_tokens(documents));
@@ -96,7 +96,7 @@ TEST_CASE("a sequence's boundaries are those of its documents") {
 }
 
 TEST_CASE("the stream depends on folder, length and seed alone, whatever is read in between and by whom") {
-  const TempFolder folder;
+  const TemporaryFolder folder;
   write_token_folder(folder.path(), make_documents(50), 1000);
   const auto source = open_token_folder(folder.path(), 16, 3);
   std::vector<Sequence> expected;
@@ -126,13 +126,13 @@ TEST_CASE("the stream depends on folder, length and seed alone, whatever is read
 }
 
 TEST_CASE("the order of documents never changes between versions") {
-  const TempFolder folder;
+  const TemporaryFolder folder;
   write_token_folder(folder.path(), {{0}, {1}, {2}, {3}, {4}, {5}, {6}, {7}}, 8);
   CHECK(open_token_folder(folder.path(), 8, 42)->sequence(0).tokens == std::vector<int32_t>{4, 7, 3, 0, 2, 6, 5, 1});
 }
 
 TEST_CASE("damaged token folders are refused by file and reason") {
-  const TempFolder temporary;
+  const TemporaryFolder temporary;
   const auto folder = temporary.path() / "tokens";
   const auto open = [&] { return open_token_folder(folder, 4, 1); };
   CHECK_THROWS_WITH(open(), ContainsSubstring("tokens: no such folder"));
@@ -197,7 +197,7 @@ TEST_CASE("damaged token folders are refused by file and reason") {
         {R"({"format": "prulong-tokens", "version": 1, "vocab_size": 6.5})", "6.5 found"},
     };
     for (const auto& [content, message] : cases) {
-      write_file(folder / "data.json", content);
+      write_text(folder / "data.json", content);
       CHECK_THROWS_WITH(open(), ContainsSubstring(message));
     }
   }
