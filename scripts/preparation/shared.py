@@ -2,7 +2,6 @@
 """What every kind of preparation does: reading text, tokenizers, progress, finding and publishing finished folders."""
 
 import contextlib
-import hashlib
 import json
 import os
 import sys
@@ -15,19 +14,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import numpy as np  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 
+from preparation.files import DataError, sha256_of  # noqa: E402
+
 VERSION = 1
-
-
-class DataError(Exception):
-    """One line for the user."""
-
-
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def read_text(path: Path) -> str:
