@@ -146,7 +146,8 @@ ConfigNode parse_yaml(const std::string& text, const std::string& place, bool nu
   }
   TreeBuilder builder(place, numbered);
   try {
-    std::istringstream stream(text);
+    // Without white space at the end: behind it, yaml-cpp takes the end of the text for the end of a quoted value.
+    std::istringstream stream(text.substr(0, text.find_last_not_of(" \t\r\n") + 1));
     YAML::Parser parser(stream);
     parser.HandleNextDocument(builder);
     TreeBuilder rest(place, numbered);

@@ -239,6 +239,10 @@ TEST_CASE("What is not a plain YAML document is refused") {
   CHECK(error_of("a: 1\n---\nb: 2\n") == "t.yaml: more than one YAML document; keep one");
   CHECK(error_of(std::string("a\0b", 3)) == "t.yaml: expected a text file, found a zero byte; name a YAML file");
   CHECK_THAT(error_of("a: [1\nb: 2\n"), ContainsSubstring("not valid YAML: "));
+  for (const char* const open :
+       {"a: \"b\n", "a: 'b\n\n", "a: \"b\n  c\n", "a: 'b''\n", "a: \"b\\\"\n", "a: \"b\n# c\n"}) {
+    CHECK_THAT(error_of(open), ContainsSubstring("not valid YAML: illegal EOF in scalar"));
+  }
   CHECK_THAT(error_of("a: b: c\n"), ContainsSubstring("t.yaml:1: not valid YAML: "));
   CHECK_THAT(error_of(std::string(20000, '[')), ContainsSubstring("t.yaml:1: not valid YAML: "));
   CHECK_THAT(error_of(std::string(20000, '{')), ContainsSubstring("t.yaml:1: not valid YAML: "));
