@@ -53,4 +53,5 @@ def write(path: Path, figures: dict) -> None:
     """Writes provenance and figures as one JSON file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**provenance(), **figures}, indent=1) + "\n")
-    print(f"wrote {path.resolve().relative_to(ROOT)}", flush=True)
+    shown = path.resolve()
+    print(f"wrote {shown.relative_to(ROOT) if shown.is_relative_to(ROOT) else shown}", flush=True)
