@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "eval/compare.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <array>
 #include <cstdio>
@@ -117,7 +115,7 @@ double kv_kept(double local_fraction, int64_t sink, int64_t window, int64_t toke
   return local_fraction * local + (1 - local_fraction);
 }
 
-std::vector<MethodResult> compare(const EvalConfig& config, const std::function<void(const std::string&)>& say) {
+Comparison compare(const EvalConfig& config, const std::function<void(const std::string&)>& say) {
   const Llama model = open_model(config.model);
   if (const auto note = dtype_note(config.model, model)) say(*note);
   const auto source = open_sources(config.data, config.seq_len, 0, true, model.config().vocab_size);
@@ -137,15 +135,15 @@ std::vector<MethodResult> compare(const EvalConfig& config, const std::function<
     method.row.local_fraction = first.local_fraction();
     method.row.kv_kept = kv_kept(first.local_fraction(), first.sink, first.window, config.seq_len);
   }
-  std::vector<MethodResult> rows;
+  Comparison comparison = {model.device().str(), dtype_name(model.dtype()), machine(model.device()), {}};
   for (Method& method : methods) {
     say("measuring: " + method.row.label);
     for (const HeadRoles& roles : method.roles) {
       method.row.results.push_back(evaluate(model, *source, 0, config.sequences, roles, true, kLossChunk));
     }
-    rows.push_back(std::move(method.row));
+    comparison.rows.push_back(std::move(method.row));
   }
-  return rows;
+  return comparison;
 }
 
 std::string comparison_table(const std::vector<MethodResult>& rows) {
@@ -171,16 +169,18 @@ std::string comparison_table(const std::vector<MethodResult>& rows) {
   return aligned(lines);
 }
 
-std::string comparison_json(const EvalConfig& config, const std::vector<MethodResult>& rows) {
+std::string comparison_json(const EvalConfig& config, const Comparison& comparison) {
   EvalConfig copy = config;
   nlohmann::json report = {{"config", to_yaml([&](ConfigVisitor& v) { visit_config(v, copy); })},
                            {"seq_len", config.seq_len},
                            {"sequences", config.sequences},
                            {"model", config.model.path},
-                           {"threads", at::get_num_threads()},
+                           {"device", comparison.device},
+                           {"dtype", comparison.dtype},
+                           {"machine", comparison.machine},
                            {"versions", versions()},
                            {"methods", nlohmann::json::array()}};
-  for (const auto& row : rows) {
+  for (const auto& row : comparison.rows) {
     nlohmann::json masks = nlohmann::json::array();
     for (const HeldOut& h : row.results) {
       masks.push_back({{"answer_accuracy", h.answer_accuracy},

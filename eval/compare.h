@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,13 @@ struct MethodResult {
   double mean_answer_exact() const;
 };
 
+/// What was measured, and on what.
+struct Comparison {
+  std::string device, dtype;                   ///< of the model, as loaded: "cpu", "bfloat16"
+  std::map<std::string, std::string> machine;  ///< as machine() of provenance.h
+  std::vector<MethodResult> rows;
+};
+
 /// KV entries that remain after `tokens` tokens of one document, relative to keeping all, when this share of heads is
 /// local.
 double kv_kept(double local_fraction, int64_t sink, int64_t window, int64_t tokens);
@@ -28,10 +36,10 @@ double kv_kept(double local_fraction, int64_t sink, int64_t window, int64_t toke
 /// Measures every configured method on the same sequences.
 /// @param say  called before each method with a line for the user.
 /// @throws Error naming the pattern, model or data that does not fit.
-std::vector<MethodResult> compare(const EvalConfig& config, const std::function<void(const std::string&)>& say);
+Comparison compare(const EvalConfig& config, const std::function<void(const std::string&)>& say);
 
-/// The comparison as a table for people, and as JSON with the configuration, versions and number of threads.
+/// The comparison as a table for people, and as JSON with the configuration, versions and machine.
 std::string comparison_table(const std::vector<MethodResult>& rows);
-std::string comparison_json(const EvalConfig& config, const std::vector<MethodResult>& rows);
+std::string comparison_json(const EvalConfig& config, const Comparison& comparison);
 
 }  // namespace prulong

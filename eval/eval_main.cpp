@@ -24,10 +24,10 @@ void run(const prulong::ConfigCommand& command) {
   if (!config.out.empty() && !std::filesystem::is_directory(std::filesystem::absolute(config.out).parent_path())) {
     throw prulong::Error(config.out + ": its folder does not exist; create it, or choose another out");
   }
-  const auto rows =
+  const auto comparison =
       prulong::compare(config, [](const std::string& message) { std::fprintf(stderr, "%s\n", message.c_str()); });
-  std::fputs(prulong::comparison_table(rows).c_str(), stdout);
-  if (!config.out.empty()) prulong::write_file_atomically(config.out, prulong::comparison_json(config, rows));
+  std::fputs(prulong::comparison_table(comparison.rows).c_str(), stdout);
+  if (!config.out.empty()) prulong::write_file_atomically(config.out, prulong::comparison_json(config, comparison));
 }
 
 }  // namespace

@@ -112,8 +112,8 @@ std::string memory_report(const TrainConfig& config) {
                      std::to_string(shape.layers) + " layers of " + std::to_string(shape.kv_heads) + " KV heads, " +
                      std::to_string(shape.query_heads) + " query heads, head_dim " + std::to_string(shape.head_dim) +
                      "\nstep    sequences of " + grouped(config.train.seq_len) + " tokens in " +
-                     (model.dtype() == at::kFloat ? "float32" : "bfloat16") + ", one at a time; " +
-                     grouped(shape.layers * shape.kv_heads) + " gates, kept on the host\n\n" +
+                     dtype_name(model.dtype()) + ", one at a time; " + grouped(shape.layers * shape.kv_heads) +
+                     " gates, kept on the host\n\n" +
                      "train.recompute                             off              on\n";
   const std::array needs{memory_need(model, config, {}), memory_need(model, config, {true})};
   const auto row = [&](const char* name, const auto& bytes) {

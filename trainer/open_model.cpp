@@ -33,6 +33,8 @@ at::ScalarType planned_dtype(const ModelOptions& options) {
   return choose_dtype(options.dtype, on_cuda ? at::Device(at::kCUDA, 0) : choose_device(options.device));
 }
 
+std::string dtype_name(at::ScalarType dtype) { return dtype == at::kFloat ? "float32" : "bfloat16"; }
+
 std::optional<std::string> dtype_note(const ModelOptions& options, const Llama& model) {
   if (options.dtype != ModelDtype::kAuto || !model.device().is_cpu() || model.dtype() != at::kFloat)
     return std::nullopt;

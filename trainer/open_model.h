@@ -16,6 +16,9 @@ Llama open_model(const ModelOptions& options);
 /// The dtype in which open_model loads the model; a GPU that is asked for is taken to be there.
 at::ScalarType planned_dtype(const ModelOptions& options);
 
+/// The name of a model's dtype in configurations and results: float32 or bfloat16.
+std::string dtype_name(at::ScalarType dtype);
+
 /// What to tell the user when `auto` could not choose bfloat16.
 std::optional<std::string> dtype_note(const ModelOptions& options, const Llama& model);
 

@@ -134,7 +134,7 @@ class Trainer {
   /// Fingerprints of what the run is made from, wherever it lies.
   std::map<std::string, std::string> find_facts() const {
     return {{"model", model_fingerprint(config_.model.path)},
-            {"model.dtype", dtype_ == at::kFloat ? "float32" : "bfloat16"},
+            {"model.dtype", dtype_name(dtype_)},
             {"data.train", train_data_->fingerprint()},
             {"gates.pattern", start_ ? mask_fingerprint(*start_) : "none"}};
   }
@@ -166,8 +166,7 @@ class Trainer {
     log_->info("prulong " + program.at("prulong") + ", commit " + program.at("commit") + ", torch " +
                program.at("torch") + ", on " + machine(device_).at(device_.is_cuda() ? "gpu" : "cpu"));
     log_->info("model " + config_.model.path + ": " + std::to_string(shape_.layers) + " layers x " +
-               std::to_string(shape_.kv_heads) + " KV heads, " + (dtype_ == at::kFloat ? "float32" : "bfloat16") +
-               " on " + device_.str() +
+               std::to_string(shape_.kv_heads) + " KV heads, " + (dtype_name(dtype_)) + " on " + device_.str() +
                (device_.is_cpu() ? " (" + std::to_string(at::get_num_threads()) + " threads)" : ""));
     if (const auto note = dtype_note(config_.model, model_)) log_->info(*note);
     log_->info(std::to_string(config_.train.steps) + " steps of " + std::to_string(config_.train.sequences_per_step) +

@@ -127,15 +127,19 @@ TEST_CASE("The table has a line a method, with the range where there are several
   CHECK_THAT(table, ContainsSubstring(label + "  ") && ContainsSubstring("100.0 %\n"));
 }
 
-TEST_CASE("The JSON holds every mask's figures, the configuration and the versions") {
+TEST_CASE("The JSON holds every mask's figures, the configuration, the versions and the machine") {
   EvalConfig config = load(kMinimal);
   config.sequences = 2;
-  const auto report = nlohmann::json::parse(comparison_json(config, some_rows()));
+  const auto report = nlohmann::json::parse(
+      comparison_json(config, {"cpu", "bfloat16", {{"cpu", "some processor"}, {"threads", "2"}}, some_rows()}));
   CHECK(report["sequences"] == 2);
   CHECK(report["seq_len"] == 1024);
   CHECK(report["model"] == "llama");
+  CHECK(report["device"] == "cpu");
+  CHECK(report["dtype"] == "bfloat16");
+  CHECK(report["machine"] == nlohmann::json({{"cpu", "some processor"}, {"threads", "2"}}));
   CHECK(report["versions"].contains("prulong"));
-  CHECK(report["threads"].get<int>() >= 1);
+  CHECK(report["versions"].contains("commit"));
   REQUIRE(report["methods"].size() == 3);
   const auto& random = report["methods"][1];
   CHECK(random["label"] == "5 random masks");

@@ -120,7 +120,9 @@ def test_table_and_json_say_the_same(compare):
     assert lines[2].endswith(f"{100 * rows['dice']['kv_kept']:.1f} %")
     report = compare.report
     assert report["sequences"] == SEQUENCES and report["seq_len"] == SEQ_LEN and report["model"].endswith("/model")
-    assert report["threads"] == 1 and {"prulong", "torch"} <= report["versions"].keys()
+    assert report["device"] == "cpu" and report["dtype"] == "float32"
+    assert report["machine"]["threads"] == "1" and report["machine"]["cpu"]
+    assert {"prulong", "torch", "commit"} <= report["versions"].keys()
     assert yaml.safe_load(report["config"])["methods"][1] == {"type": "random", "label": "dice", "sparsity": 0.5,
                                                               "count": 3, "seed": 0}
 
