@@ -88,7 +88,7 @@ def compress(folder: Path) -> None:
 
 def read_ours(program: Path, kind: str, path: Path, sequences: int) -> dict:
     command = [str(program), kind, str(path), str(SEQ_LEN), str(sequences)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return json.loads(bench_record.run(*command, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def read_numpy(path: Path, sequences: int) -> float:
@@ -135,12 +135,12 @@ def main() -> None:
     parser.add_argument("--bin", type=Path, default=Path(os.environ.get("PRULONG_BIN", ROOT / "build" / "cpu" / "bin")))
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "bench" / "data.json")
     args = parser.parse_args()
+    program = bench_record.built(args.bin.resolve(), "bench_reading")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         # Tokens as frequent as words are: zstd has something to do.
         tokens = np.minimum(np.random.default_rng(0).zipf(1.2, args.sequences * SEQ_LEN), 49999).astype("<u2")
         sources = write_data(folder, tokens)
-        program = args.bin / "bench_reading"
         figures = {"sequences": args.sequences, "seq_len": SEQ_LEN, "runs": args.runs,
                    "reading": median_rates(sources, program, folder / "raw" / "tokens.bin", args.sequences, args.runs),
                    "opening": open_many(program, sources["mds uint32"][1], folder / "many", args.runs)}

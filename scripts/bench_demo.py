@@ -3,14 +3,14 @@
 """The demo's claims in full: three training seeds, accuracy against sparsity, at three lengths.
 
 Trains configs/demo.yaml with each seed (runs that are there already are kept), measures each mask on unseen prose, names and
-codes, and writes docs/bench/demo.json and docs/bench/demo.png. About an hour on two cores.
+codes, and writes docs/bench/demo.json and docs/bench/demo.png. About an hour on two cores. Needs what scripts/demo.sh makes:
+programs, model and recall kit.
 
 Usage: scripts/bench_demo.py [--seeds 1 2 3] [--lengths 1024:6 2048:2 4096:1]      LENGTH:SEQUENCES
 """
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -29,20 +29,17 @@ SPARSITIES = (0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 COLOURS = {1024: "#1f5fa8", 2048: "#2f8f5b", 4096: "#a05fb4"}
 
 
-def run(*command) -> None:
-    subprocess.run(list(map(str, command)), cwd=ROOT, check=True)
-
-
 def train(seed: int) -> Path:
     folder = WORK / f"run-{seed}"
-    run(BIN / "prulong-train", "configs/demo.yaml", f"train.seed={seed}", f"data.train.0.seed={seed}", f"run.dir={folder}")
+    bench_record.run(BIN / "prulong-train", "configs/demo.yaml", f"train.seed={seed}", f"data.train.0.seed={seed}",
+                     f"run.dir={folder}")
     return folder
 
 
 def measure(name: str, length: int, sequences: int, methods: list[str]) -> list[dict]:
     out = WORK / f"{name}-{length}.json"
-    run(BIN / "prulong-eval", "configs/demo_eval.yaml", f"seq_len={length}", f"sequences={sequences}",
-        f"methods=[{', '.join(methods)}]", f"out={out}")
+    bench_record.run(BIN / "prulong-eval", "configs/demo_eval.yaml", f"seq_len={length}", f"sequences={sequences}",
+                     f"methods=[{', '.join(methods)}]", f"out={out}")
     return json.loads(out.read_text())["methods"]
 
 
@@ -81,13 +78,16 @@ def draw(results: dict, out: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--lengths", nargs="+", default=["1024:6", "2048:2", "4096:1"])
+    parser.add_argument("--lengths", type=bench_record.length_and_sequences, nargs="+", metavar="LENGTH:SEQUENCES",
+                        default=[(1024, 6), (2048, 2), (4096, 1)])
     arguments = parser.parse_args()
+    for program in ("prulong-train", "prulong-eval"):
+        bench_record.built(BIN, program)
     WORK.mkdir(parents=True, exist_ok=True)
     runs = {seed: train(seed) for seed in arguments.seeds}
     results = {"trained_sparsity": TRAINED, "training": {seed: training_record(run) for seed, run in runs.items()},
                "lengths": {}}
-    for length, sequences in (map(int, item.split(":")) for item in arguments.lengths):
+    for length, sequences in arguments.lengths:
         full, random, local = measure("baselines", length, sequences,
                                       ["{type: full}", f"{{type: random, count: 5, sparsity: {TRAINED}}}", "{type: local}"])
         learned = {seed: measure(f"learned-{seed}", length, sequences,

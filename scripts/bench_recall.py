@@ -70,20 +70,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bin", type=Path, default=ROOT / "build" / "cuda" / "bin")
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.5, 0.7, 0.8])
-    parser.add_argument("--lengths", nargs="+", default=["1024:16", "2048:12", "4096:8", "8192:4"])
+    parser.add_argument("--lengths", type=bench_record.length_and_sequences, nargs="+", metavar="LENGTH:SEQUENCES",
+                        default=[(1024, 16), (2048, 12), (4096, 8), (8192, 4)])
     parser.add_argument("--train-length", type=int, default=4096)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--sequences-per-step", type=int, default=2)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "bench" / "recall_gpu.json")
     a = parser.parse_args()
+    for program in ("prulong-train", "prulong-eval"):
+        bench_record.built(a.bin, program)
     work = a.out.resolve().parent / "recall"
     work.mkdir(parents=True, exist_ok=True)
-    subprocess.run([sys.executable, "scripts/prepare_data.py", "recall", "--tokenizer", MODEL, "--out", work / "kit",
-                    "--overwrite"], cwd=ROOT, check=True)
+    bench_record.run(sys.executable, "scripts/prepare_data.py", "recall", "--tokenizer", MODEL, "--out", work / "kit",
+                     "--overwrite")
     records = train_all(a, work)
     results = {"train_length": a.train_length, "sequences_per_step": a.sequences_per_step, "training": records, "lengths": {}}
     failed = len(records) < len(a.sparsities)
-    for length, sequences in (map(int, item.split(":")) for item in a.lengths):
+    for length, sequences in a.lengths:
         try:
             methods = measure(a, work, length, sequences, list(records))
         except subprocess.CalledProcessError:  # it said why

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""What every benchmark's JSON says beside its figures: command, commit, hardware, versions."""
+"""What benchmarks share: what their JSON says beside the figures, and running programs of the checkout."""
 
+import argparse
 import json
 import os
 import platform
@@ -55,3 +56,29 @@ def write(path: Path, figures: dict) -> None:
     path.write_text(json.dumps({**provenance(), **figures}, indent=1) + "\n")
     shown = path.resolve()
     print(f"wrote {shown.relative_to(ROOT) if shown.is_relative_to(ROOT) else shown}", flush=True)
+
+
+def built(folder: Path, name: str) -> Path:
+    """A program of the build; ends the benchmark with one line where it is missing."""
+    path = folder / name
+    if not path.is_file():
+        sys.exit(f"{Path(sys.argv[0]).name}: {path}: no such program; build it with scripts/setup.sh PRESET {name}, "
+                 "or name another folder")
+    return path
+
+
+def run(*command, **options) -> subprocess.CompletedProcess:
+    """Runs a program in the checkout; ends the benchmark with one line where it fails."""
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, **options)
+    if done.returncode != 0:
+        sys.exit(f"{Path(sys.argv[0]).name}: {command[0]} failed (exit status {done.returncode})")
+    return done
+
+
+def length_and_sequences(text: str) -> tuple[int, int]:
+    """LENGTH:SEQUENCES, for argparse."""
+    try:
+        length, sequences = map(int, text.split(":"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"LENGTH:SEQUENCES expected, as 1024:6, found {text!r}") from None
+    return length, sequences

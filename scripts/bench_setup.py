@@ -2,14 +2,16 @@
 # SPDX-License-Identifier: MIT
 """How long building takes: all of it without a compiler cache, one changed file, and a set-up that finds everything done.
 
-Removes build/cpu first; the Python environment stays. Writes docs/bench/setup.json.
+Removes build/cpu first, so --clean must be said; the Python environment stays. Writes docs/bench/setup.json.
+
+Usage: scripts/bench_setup.py --clean
 """
 
+import argparse
 import os
 import shutil
 import subprocess
 import time
-from pathlib import Path
 
 import bench_record
 
@@ -20,12 +22,16 @@ CHANGED = ROOT / "trainer" / "trainer.cpp"
 
 def seconds(*command) -> float:
     start = time.perf_counter()
-    subprocess.run(list(map(str, command)), cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                   env=dict(os.environ, CCACHE_DISABLE="1"))
+    bench_record.run(*command, stdout=subprocess.DEVNULL, env=dict(os.environ, CCACHE_DISABLE="1"))
     return round(time.perf_counter() - start, 1)
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clean", action="store_true", required=True, help="yes, remove build/cpu")
+    parser.parse_args()
+    if (ROOT / "build").is_symlink():  # another checkout's
+        parser.error(f"{ROOT / 'build'} is a link; this removes a build folder of its own checkout only")
     shutil.rmtree(FOLDER, ignore_errors=True)
     figures = {"set_up_with_clean_build_s": seconds("scripts/setup.sh")}
     CHANGED.touch()

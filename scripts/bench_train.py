@@ -5,7 +5,7 @@
 Random bf16 weights, one document. Ours with fresh gates (log_alpha 3, the default start, and 0, where most are fractional) and
 with 70 % of the gates saturated local, as late in training. Prints a table and writes JSON after each case.
 
-Usage: scripts/bench_train.py [--lengths 32768 65536] [--bin build/cuda/bin] [--out docs/bench/train_h100.json]
+Usage: scripts/bench_train.py [--lengths 32768 65536] [--bin build/cuda/bin] [--out docs/bench/train_gpu.json]
 """
 
 import argparse
@@ -66,6 +66,7 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=150, help="seconds for one of our cases; the peers get four times that")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "bench" / "train_gpu.json")
     a = parser.parse_args()
+    program = bench_record.built(a.bin, "prulong_bench_step")
     common = ["--model", a.model, "--device", a.device, "--steps", a.steps, "--warm-up", a.warm_up]
     results = {"model": a.model, "layers_that_keep_attention": a.keep_attention, "ours": [], "published": []}
     rows, failed = [], False
@@ -80,7 +81,7 @@ def main() -> int:
         rows += [row(f"{length:,} published, {p['full_attention']}", p, None) for p in peers]
         for gates in a.gates:
             for attention in a.attention:
-                command = [a.bin / "prulong_bench_step", *common, "--tokens", length, "--attention", attention,
+                command = [program, *common, "--tokens", length, "--attention", attention,
                            "--keep-attention", a.keep_attention, *GATES[gates]]
                 (result,) = run(f"{length:,} {gates}", command, a.limit)
                 results["ours"].append({"gates": gates, "full_attention": attention, "tokens": length, **result})

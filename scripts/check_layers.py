@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: MIT
 """Checks who may include what: dependencies point one way, heavy headers stay in their place.
 
-Usage: scripts/check_layers.py [ROOT]      Prints one line per breach and exits with 1 if there is any.
+Prints one line per breach and exits with 1 if there is any.
 """
 
+import argparse
 import pathlib
 import re
 import sys
@@ -55,7 +56,12 @@ def breaches(root: pathlib.Path):
 
 
 def main() -> int:
-    root = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).resolve().parent.parent)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("root", nargs="?", type=pathlib.Path, default=pathlib.Path(__file__).resolve().parent.parent,
+                        metavar="ROOT", help="the checkout (default: this one)")
+    root = parser.parse_args().root
+    if not any((root / layer).is_dir() for layer in MAY_INCLUDE):
+        parser.error(f"{root}: not a checkout: none of {', '.join(MAY_INCLUDE)} is there")
     found = list(breaches(root))
     print("\n".join(found) or "layers: no breach")
     return 1 if found else 0

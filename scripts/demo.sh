@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT
 # The main job on a real pretrained model, on two CPU cores: measure SmolLM2-135M-Instruct's recall, learn head masks,
 # export them, and compare them with full attention, random masks and no global heads at all.
 # Usage: scripts/demo.sh [SEED]      Results go to demo/; a second call goes on from what is there.
 set -euo pipefail
+case ${1:-} in -h | --help) sed -n '3,/^set /s/^# //p' "$0"; exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 seed=${1:-1}
+[[ $seed =~ ^[0-9]{1,9}$ ]] || { echo "demo: SEED: a number of at most 9 digits expected, found '$seed'" >&2; exit 2; }
 step() { printf '\n[demo] %s\n' "$*"; }
 bin=build/cpu/bin
 python=.venv/bin/python
@@ -15,7 +18,7 @@ $python scripts/fetch_smollm2.py
 SECONDS=0
 
 step "2/7 tokenise prose, names and codes"
-$python scripts/prepare_data.py recall --tokenizer models/SmolLM2-135M-Instruct --out demo/kit
+$python scripts/prepare_data.py recall --tokenizer models/SmolLM2-135M-Instruct --out demo/kit --overwrite
 
 step "3/7 recall of the model as it is, at 1,024 tokens"
 $bin/prulong-eval configs/demo_eval.yaml 'methods=[{type: full}]' out=demo/full.json

@@ -10,6 +10,12 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 parts=("$@")
 [ $# -gt 0 ] || parts=(build tests memcheck train recall)
+for part in "${parts[@]}"; do
+    case $part in
+        build | tests | memcheck | train | recall) ;;
+        *) echo "gpu_slice: no part \"$part\"; there are build, tests, memcheck, train and recall" >&2; exit 2 ;;
+    esac
+done
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo "$PWD/.venv/bin/python" || command -v python3)}
 work=build/gpu-slice
 out=${OUT:-$work}
@@ -37,10 +43,11 @@ check() {
 count_failures() { for job in "$@"; do wait "$job" || failures=$((failures + 1)); done; }
 
 part_build() {
-    local nvcc
+    local nvcc root
     nvcc=$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)
-    check configure 120 cmake --preset cuda -DPRULONG_PYTHON="$python" -DPRULONG_WERROR=OFF -DPRULONG_EMULATION=OFF -DCMAKE_CUDA_COMPILER="$nvcc" \
-        -DCUDAToolkit_ROOT="$(dirname "$(dirname "$nvcc")")" -DCUDA_TOOLKIT_ROOT_DIR="$(dirname "$(dirname "$nvcc")")" &&
+    root=$(dirname "$(dirname "$nvcc")")
+    check configure 120 cmake --preset cuda -DPRULONG_PYTHON="$python" -DPRULONG_WERROR=OFF -DPRULONG_EMULATION=OFF \
+        -DCMAKE_CUDA_COMPILER="$nvcc" -DCUDAToolkit_ROOT="$root" -DCUDA_TOOLKIT_ROOT_DIR="$root" &&
         check compile 400 cmake --build build/cuda || failures=$((failures + 1))
 }
 
@@ -75,12 +82,6 @@ benchmark() {
 part_train() { benchmark train "${TRAIN_LIMIT:-420}" "$python" scripts/bench_train.py --bin $bin --out $work/train.json; }
 part_recall() { benchmark recall "${RECALL_LIMIT:-240}" "$python" scripts/bench_recall.py --bin $bin --out $work/recall.json; }
 
-for part in "${parts[@]}"; do
-    case $part in
-        build | tests | memcheck | train | recall) ;;
-        *) echo "gpu_slice: no part \"$part\"; there are build, tests, memcheck, train and recall" >&2; exit 2 ;;
-    esac
-done
 for part in "${parts[@]}"; do
     printf '[slice] %s (at %s s)\n' "$part" $SECONDS
     "part_$part"

@@ -1,10 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Draws a learned mask by layer and head beside accuracy against KV entries kept.
+"""Draws a learned mask by layer and head beside accuracy against KV entries kept."""
 
-Usage: scripts/plot_demo.py PATTERN.json RESULTS.json OUT.png
-"""
-
+import argparse
 import json
 import sys
 
@@ -63,19 +61,25 @@ def draw_accuracy(axes, results):
 
 
 def main() -> int:
-    if len(sys.argv) != 4:
-        print(__doc__, file=sys.stderr)
-        return 2
-    pattern_path, results_path, out = sys.argv[1:]
-    with open(pattern_path) as file:
-        pattern = json.load(file)
-    with open(results_path) as file:
-        results = json.load(file)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.2), width_ratios=[1, 2.4], layout="constrained")
-    draw_mask(left, pattern)
-    draw_accuracy(right, results)
-    figure.savefig(out, dpi=140)
-    print(f"wrote {out}")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pattern", metavar="PATTERN.json", help="of prulong-export or a training run")
+    parser.add_argument("results", metavar="RESULTS.json", help="of prulong-eval")
+    parser.add_argument("out", metavar="OUT.png", help="the picture to write")
+    arguments = parser.parse_args()
+    try:
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.2), width_ratios=[1, 2.4], layout="constrained")
+        with open(arguments.pattern) as pattern, open(arguments.results) as results:
+            draw_mask(left, json.load(pattern))
+            draw_accuracy(right, json.load(results))
+        figure.savefig(arguments.out, dpi=140)
+    except (OSError, ValueError) as error:  # ValueError: not JSON, or no picture format
+        print(f"plot_demo: {error}", file=sys.stderr)
+        return 1
+    except (KeyError, TypeError) as error:
+        print(f"plot_demo: {arguments.pattern} is no pattern, or {arguments.results} no results of prulong-eval: {error} "
+              "is missing", file=sys.stderr)
+        return 1
+    print(f"wrote {arguments.out}")
     return 0
 
 

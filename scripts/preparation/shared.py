@@ -29,6 +29,8 @@ def read_text(path: Path) -> str:
 def load_tokenizer(folder: Path) -> tuple[Tokenizer, dict, int]:
     """The tokenizer of a model folder, its name and hash for the record, and the vocabulary size."""
     path = folder / "tokenizer.json"
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; give that of a Hugging Face model, which holds its tokenizer.json")
     if not path.is_file():
         raise DataError(f"{folder}: no tokenizer.json; give the folder of a Hugging Face model, or write the file with "
                         "AutoTokenizer.from_pretrained(...).save_pretrained(...)")
