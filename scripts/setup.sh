@@ -74,6 +74,9 @@ if [ ! -f "build/$preset/build.ninja" ] || [ "$(cat "build/$preset/.cuda-root" 2
     echo "$cuda_root" >"build/$preset/.cuda-root"
 fi
 say "build: preset $preset"
-cmake --build --preset "$preset" ${*:+--target "$@"} >"build-$preset.log" 2>&1 ||
-    { grep -E 'error|FAILED' -A 6 "build-$preset.log" | head -n 60 >&2; fail "building failed: see build-$preset.log"; }
+cmake --build --preset "$preset" ${*:+--target "$@"} >"build-$preset.log" 2>&1 || {
+    shown=$(grep -m 10 -E 'error|FAILED' -A 6 "build-$preset.log") || shown=$(tail -n 5 "build-$preset.log")
+    printf '%s\n' "$shown" >&2
+    fail "building failed: see build-$preset.log"
+}
 say "ready"
