@@ -36,7 +36,13 @@ pytest=("$python" -m pytest -q -p no:cacheprovider)
 sanitizer=(env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 9)
 
 part_build() { check build 480 scripts/gpu_slice.sh build; }
-part_conformance() { check conformance 60 build/cuda/bin/gpu_conformance; }
+# A process for each case: after an illegal instruction a process gets nothing more from its GPU.
+part_conformance() {
+    local program=build/cuda/bin/gpu_conformance cases=() name
+    mapfile -t cases < <("$program" --list-tests | sed -n 's/^  \([^ ].*\)$/\1/p')
+    [ ${#cases[@]} -gt 0 ] || check conformance 10 "$program" --list-tests || return
+    for name in "${cases[@]}"; do check "conformance_${name// /_}" 30 "$program" "$name"; done
+}
 part_operators() {
     check hopper 180 "${pytest[@]}" tests/python/test_hopper.py
     check operators 180 "${pytest[@]}" tests/python/test_ops.py -k cuda

@@ -15,6 +15,8 @@ namespace prulong::kernels::device {
 /// 16-bit elements are 64 elements (128 bytes) wide and lie in shared memory as [rows][128 bytes], aligned to 1,024, in
 /// the 128-byte swizzle: 16-byte chunk c of row r lies at chunk c ^ (r mod 8). Boxes of float have no swizzle. Reads
 /// outside the tensor give zeros, writes outside are dropped; a box always moves its whole size in bytes.
+/// A box starts at a column whose bytes are a multiple of 16 (else: "illegal instruction"). Loads may start before the
+/// tensor, stores may not.
 /// Host code makes them: csrc/kernels/tensor_map.h.
 #if PRULONG_ON_DEVICE
 using TensorMap = CUtensorMap;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The device layer on a GPU against the plain mathematics: one line per primitive. Exit status 0: all right, 1: some
-// wrong, 77: no Hopper GPU.
+// The device layer on a GPU against the plain mathematics: a line per check. Without a Hopper GPU the exit status
+// is 77.
 #include "tests/csrc/kernels/conformance.h"
 
 #include <cuda_runtime.h>
@@ -8,13 +8,17 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "tests/support/catch.h"
+
 namespace prulong::kernels::conformance {
 namespace {
 
+/// Ends the test case if something failed. After most errors of a kernel, all that follows in this process fails too.
 void require(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
   std::printf("conformance: %s: %s\n", what, cudaGetErrorString(status));
-  std::exit(1);
+  std::fflush(stdout);
+  FAIL(what << ": " << cudaGetErrorString(status));
 }
 
 template <class Kernel>
@@ -83,34 +87,35 @@ class Gpu {
     require(cudaDeviceSynchronize(), "running");
   }
   void report(const std::string& name, double error, double tolerance) {
-    const bool right = error <= tolerance;
-    wrong_ += right ? 0 : 1;
-    std::printf("conformance: %s: %s (error %.3g, tolerance %.3g)\n", name.c_str(), right ? "ok" : "WRONG", error,
-                tolerance);
+    std::printf("conformance: %s: %s (error %.3g, tolerance %.3g)\n", name.c_str(), error <= tolerance ? "ok" : "WRONG",
+                error, tolerance);
+    std::fflush(stdout);
+    CAPTURE(name);
+    CHECK(error <= tolerance);
   }
-  int wrong() const { return wrong_; }
 
  private:
   std::vector<void*> buffers_;
-  int wrong_ = 0;
 };
 
-int run_all() {
-  constexpr int kSkipped = 77;
+}  // namespace
+
+template <class Check>
+void on_machines(Check check) {
   cudaDeviceProp properties;
-  if (cudaGetDeviceProperties(&properties, 0) != cudaSuccess || properties.major != 9) {
+  const cudaError_t status = cudaGetDeviceProperties(&properties, 0);
+  if (status == cudaErrorNoDevice || status == cudaErrorInsufficientDriver ||
+      (status == cudaSuccess && properties.major != 9)) {
+    constexpr int kSkipped = 77;
     std::printf("conformance: skipped, no Hopper GPU\n");
-    return kSkipped;
+    std::exit(kSkipped);
   }
+  require(cudaDeviceSynchronize(), "after what an earlier test case did");
   Random random(1);
   Gpu gpu;
-  check_all_but_products(gpu, random);
-  check_all_products(gpu, random);
-  std::printf("conformance: %d wrong\n", gpu.wrong());
-  return gpu.wrong() == 0 ? 0 : 1;
+  check(gpu, random);
 }
 
-}  // namespace
 }  // namespace prulong::kernels::conformance
 
-int main() { return prulong::kernels::conformance::run_all(); }
+#include "tests/csrc/kernels/conformance_cases.h"

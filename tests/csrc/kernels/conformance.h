@@ -13,8 +13,9 @@
 
 #include "tests/csrc/kernels/conformance_kernels.h"
 
-/// Every function of the device layer against the plain mathematics, on random operands. The same code runs on the
-/// emulation (test_conformance.cpp) and on a GPU (conformance.cu): `Machine` is either's way to
+/// Every function of the device layer against the plain mathematics, on random operands. The same code, with the test
+/// cases of conformance_cases.h, runs on the emulation (test_conformance.cpp) and on a GPU (conformance.cu): `Machine`
+/// is either's way to
 ///   input(vector) -> const T*, output<T>(count) -> T* (all bits set), contents(const T*, count) -> vector,
 ///   map(base, element_bytes, extent, stride_bytes, box, swizzle) -> TensorMap, launch<Kernel>(arguments),
 ///   report(name, error, tolerance).
@@ -96,7 +97,7 @@ std::vector<Out> outcome(Machine& machine, const std::vector<In>& in, size_t cou
 }
 
 template <class Machine>
-void check_threads(Machine& machine) {
+void check_identity(Machine& machine) {
   const std::vector<int> nothing(4);
   std::vector<int> expected;
   for (int t = 0; t < 3 * 256; ++t) {
@@ -105,7 +106,11 @@ void check_threads(Machine& machine) {
   }
   machine.report("thread, block, warp, lane and warpgroup",
                  differences(outcome<Identity, int>(machine, nothing, 3 * 256 * 6), expected), 0);
+}
 
+template <class Machine>
+void check_warp_functions(Machine& machine) {
+  const std::vector<int> nothing(4);
   std::vector<int> found = outcome<WarpFunctions, int>(machine, nothing, 64 * 7);
   double wrong = 0;
   for (size_t warp = 0; warp < 2; ++warp) {
@@ -120,7 +125,11 @@ void check_threads(Machine& machine) {
     wrong += elected == 1 ? 0 : 1;
   }
   machine.report("elect, shuffle and any", wrong, 0);
+}
 
+template <class Machine>
+void check_registers(Machine& machine) {
+  const std::vector<int> nothing(4);
   std::vector<int> registers(128, 24);
   registers.resize(384, 240);
   machine.report("registers", differences(outcome<Registers, int>(machine, nothing, 384), registers), 0);
@@ -197,93 +206,100 @@ void check_shared_memory(Machine& machine, Random& random) {
   }
   machine.report("shared loads and stores",
                  differences(outcome<SharedAccess, uint32_t>(machine, in, 32 * 12), expected), 0);
-  check_matrices<true, false>(machine, random);
-  check_matrices<true, true>(machine, random);
-  check_matrices<false, false>(machine, random);
-  check_matrices<false, true>(machine, random);
 }
 
 template <class Machine>
-void check_barriers(Machine& machine) {
+void check_memory_barriers(Machine& machine) {
   const std::vector<int> nothing(4);
   constexpr int kRounds = 9;
   uint32_t number = 1;
   for (int turn = 0; turn < 2 * kRounds; ++turn) number = 3 * number + static_cast<uint32_t>(turn % 2);
   machine.report("memory barriers",
                  differences(outcome<MemoryBarriers, uint32_t>(machine, nothing, 1, {kRounds, 0, 0, 0}), {number}), 0);
+}
+
+template <class Machine>
+void check_named_barriers(Machine& machine) {
+  const std::vector<int> nothing(4);
   std::vector<int> expected(64);
   for (int i = 0; i < 64; ++i) expected[static_cast<size_t>(i)] = 7 * i + 1;
   machine.report("barriers by number", differences(outcome<NamedBarriers, int>(machine, nothing, 64), expected), 0);
 }
 
-/// Boxes of a [3][10][70 or so] tensor inside, and over every edge.
-template <class T, class Machine>
-void check_boxes(Machine& machine, bool swizzle, Random& random) {
-  constexpr int kColumns = 70, kRows = 10, kHeads = 3, kBoxRows = 6, kBoxHeads = 2;
-  const int box_columns = swizzle ? 128 / static_cast<int>(sizeof(T)) : 20;
-  const std::array<int64_t, 3> extent = {kColumns, kRows, kHeads};
+/// A tensor [3][10][70] and boxes of it, inside and over every edge.
+template <class T, bool kSwizzle>
+struct Boxes {
+  static constexpr int kBytes = sizeof(T), kColumns = 70, kRows = 10, kHeads = 3;
+  static constexpr int kBoxColumns = kSwizzle ? 128 / kBytes : 20, kBoxRows = 6, kBoxHeads = 2;
   // Rows are longer than their extent, heads further apart than rows.
-  const int64_t row_stride = (kColumns * static_cast<int64_t>(sizeof(T)) + 31) / 16 * 16,
-                head_stride = kRows * row_stride + 48;
-  const auto bytes = static_cast<size_t>(kHeads * head_stride);
-  const std::array<int32_t, 3> box = {box_columns, kBoxRows, kBoxHeads};
-  const auto box_bytes = static_cast<size_t>(box_columns * kBoxRows * kBoxHeads) * sizeof(T);
-  // Calls visit(byte in the box, byte in the tensor or -1) for every element.
-  const auto for_each = [&](std::array<int, 3> start, auto visit) {
+  static constexpr int64_t kRowStride = (kColumns * kBytes + 31) / 16 * 16, kHeadStride = kRows * kRowStride + 48;
+  static constexpr size_t kTensorBytes = kHeads * kHeadStride, kBoxBytes = kBoxColumns * kBoxRows * kBoxHeads * kBytes;
+
+  using Start = std::array<int, 3>;
+  // Columns on 16 bytes, as copies demand.
+  static std::vector<Start> starts() { return {{0, 0, 0}, {8, 2, 1}, {40, 7, 2}, {64, 12, 0}}; }
+  static std::vector<Start> negative_starts() { return {{0, -2, 0}, {0, 0, -1}, {-8, 0, 0}, {-8, -2, -1}}; }
+
+  template <class Machine>
+  static TensorMap map(const Machine& machine, const void* tensor) {
+    return machine.map(tensor, kBytes, {kColumns, kRows, kHeads}, {kRowStride, kHeadStride},
+                       {kBoxColumns, kBoxRows, kBoxHeads}, kSwizzle);
+  }
+  static std::string name(const char* verb, Start start) {
+    std::string text = std::string(verb) + " a box of " + std::to_string(8 * kBytes) + " bits" +
+                       (kSwizzle ? ", swizzled" : "") + ", at";
+    for (const int i : start) text += ' ' + std::to_string(i);
+    return text;
+  }
+  /// Calls visit(byte in the box, byte in the tensor) for every element of the box that lies in the tensor.
+  template <class Visit>
+  static void for_each(Start start, Visit visit) {
     for (int h = 0, line = 0; h < kBoxHeads; ++h) {
       for (int r = 0; r < kBoxRows; ++r, ++line) {
-        for (int c = 0; c < box_columns; ++c) {
-          int in_line = c * static_cast<int>(sizeof(T));
-          if (swizzle) in_line ^= line % 8 * 16;
+        for (int c = 0; c < kBoxColumns; ++c) {
+          const int in_line = kSwizzle ? c * kBytes ^ line % 8 * 16 : c * kBytes;
           const int column = start[0] + c, row = start[1] + r, head = start[2] + h;
-          const bool inside = column >= 0 && column < kColumns && row >= 0 && row < kRows && head >= 0 && head < kHeads;
-          const int64_t place = head * head_stride + row * row_stride + column * static_cast<int64_t>(sizeof(T));
-          visit(static_cast<size_t>(line * box_columns * static_cast<int>(sizeof(T)) + in_line), inside ? place : -1);
+          if (column < 0 || column >= kColumns || row < 0 || row >= kRows || head < 0 || head >= kHeads) continue;
+          visit(static_cast<size_t>(line * kBoxColumns * kBytes + in_line),
+                static_cast<size_t>(head * kHeadStride + row * kRowStride + column * kBytes));
         }
       }
     }
-  };
-  double wrong_loads = 0, wrong_stores = 0;
-  for (const std::array<int, 3> start :
-       {std::array<int, 3>{0, 0, 0}, {8, 2, 1}, {-5, -2, -1}, {40, 7, 2}, {64, 12, 0}}) {
-    Arguments arguments = {};
-    std::copy(start.begin(), start.end(), arguments.numbers);
-    arguments.numbers[3] = static_cast<int>(box_bytes);
-
-    const std::vector<uint32_t> words = random_words(bytes / 4, random);
-    const auto* const tensor = reinterpret_cast<const uint8_t*>(words.data());
-    arguments.map = machine.map(machine.input(words), sizeof(T), extent, {row_stride, head_stride}, box, swizzle);
-    uint8_t* const loaded = machine.template output<uint8_t>(box_bytes);
-    arguments.out = loaded;
-    machine.template launch<LoadBox>(arguments);
-    std::vector<uint8_t> expected(box_bytes, 0);
-    for_each(start, [&](size_t in_box, int64_t place) {
-      if (place >= 0) std::memcpy(&expected[in_box], tensor + place, sizeof(T));
-    });
-    wrong_loads += differences(machine.contents(loaded, box_bytes), expected);
-
-    const std::vector<uint32_t> tile = random_words(box_bytes / 4, random);
-    arguments.in[0] = machine.input(tile);
-    uint8_t* const stored = machine.template output<uint8_t>(bytes);
-    arguments.map = machine.map(stored, sizeof(T), extent, {row_stride, head_stride}, box, swizzle);
-    machine.template launch<StoreBox>(arguments);
-    expected.assign(bytes, 0xff);
-    for_each(start, [&](size_t in_box, int64_t place) {
-      if (place >= 0)
-        std::memcpy(&expected[static_cast<size_t>(place)], reinterpret_cast<const uint8_t*>(tile.data()) + in_box,
-                    sizeof(T));
-    });
-    wrong_stores += differences(machine.contents(stored, bytes), expected);
   }
-  const std::string kind = std::to_string(8 * sizeof(T)) + " bits" + (swizzle ? ", swizzled" : "");
-  machine.report("load boxes, " + kind, wrong_loads, 0);
-  machine.report("store boxes, " + kind, wrong_stores, 0);
+};
+
+template <class T, bool kSwizzle, class Machine>
+void check_loads(Machine& machine, Random& random, const std::vector<std::array<int, 3>>& starts) {
+  using B = Boxes<T, kSwizzle>;
+  for (const std::array<int, 3>& start : starts) {
+    const std::vector<uint32_t> words = random_words(B::kTensorBytes / 4, random);
+    const auto* const tensor = reinterpret_cast<const uint8_t*>(words.data());
+    uint8_t* const loaded = machine.template output<uint8_t>(B::kBoxBytes);
+    machine.template launch<LoadBox>(
+        {B::map(machine, machine.input(words)), {}, loaded, {start[0], start[1], start[2], int{B::kBoxBytes}}});
+    std::vector<uint8_t> expected(B::kBoxBytes, 0);
+    B::for_each(start, [&](size_t in_box, size_t place) { std::memcpy(&expected[in_box], tensor + place, sizeof(T)); });
+    machine.report(B::name("load", start), differences(machine.contents(loaded, B::kBoxBytes), expected), 0);
+  }
+}
+
+template <class T, bool kSwizzle, class Machine>
+void check_stores(Machine& machine, Random& random) {
+  using B = Boxes<T, kSwizzle>;
+  for (const std::array<int, 3>& start : B::starts()) {
+    const std::vector<uint32_t> words = random_words(B::kBoxBytes / 4, random);
+    const auto* const tile = reinterpret_cast<const uint8_t*>(words.data());
+    uint8_t* const stored = machine.template output<uint8_t>(B::kTensorBytes);
+    machine.template launch<StoreBox>(
+        {B::map(machine, stored), {machine.input(words)}, nullptr, {start[0], start[1], start[2], int{B::kBoxBytes}}});
+    std::vector<uint8_t> expected(B::kTensorBytes, 0xff);
+    B::for_each(start, [&](size_t in_box, size_t place) { std::memcpy(&expected[place], tile + in_box, sizeof(T)); });
+    machine.report(B::name("store", start), differences(machine.contents(stored, B::kTensorBytes), expected), 0);
+  }
 }
 
 template <class Machine>
-void check_copies(Machine& machine, Random& random) {
-  check_boxes<uint16_t>(machine, true, random);
-  check_boxes<float>(machine, false, random);
+void check_bulk_copies(Machine& machine, Random& random) {
   constexpr size_t kCount = 1000;
   const std::vector<float> in = random_floats(kCount, -1, 1, random);
   Arguments arguments = {};
@@ -352,37 +368,6 @@ void check_product(Machine& machine, Random& random) {
                      std::to_string(kColumns) + ", A " + (kRegisters ? "in registers" : major(kMajorA)) + ", B " +
                      major(kMajorB),
                  error, 1e-6);
-}
-
-template <ElementType kType, int kColumns, class Machine>
-void check_products(Machine& machine, Random& random) {
-  check_product<kType, kColumns, Major::kK, Major::kK, false>(machine, random);
-  check_product<kType, kColumns, Major::kK, Major::kMN, false>(machine, random);
-  check_product<kType, kColumns, Major::kMN, Major::kK, false>(machine, random);
-  check_product<kType, kColumns, Major::kMN, Major::kMN, false>(machine, random);
-  check_product<kType, kColumns, Major::kK, Major::kK, true>(machine, random);
-  check_product<kType, kColumns, Major::kK, Major::kMN, true>(machine, random);
-}
-
-/// Everything but the products.
-template <class Machine>
-void check_all_but_products(Machine& machine, Random& random) {
-  check_threads(machine);
-  check_arithmetic(machine, random);
-  check_shared_memory(machine, random);
-  check_barriers(machine);
-  check_copies(machine, random);
-  check_atomics(machine);
-}
-
-template <class Machine>
-void check_all_products(Machine& machine, Random& random) {
-  check_products<ElementType::kBFloat16, 32>(machine, random);
-  check_products<ElementType::kBFloat16, 64>(machine, random);
-  check_products<ElementType::kBFloat16, 96>(machine, random);
-  check_products<ElementType::kBFloat16, 128>(machine, random);
-  check_products<ElementType::kFloat16, 64>(machine, random);
-  check_products<ElementType::kFloat16, 128>(machine, random);
 }
 
 }  // namespace prulong::kernels::conformance

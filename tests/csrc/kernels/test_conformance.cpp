@@ -72,18 +72,18 @@ class EmulatedMachine {
 
 }  // namespace
 
-TEST_CASE("the emulated device layer does what the plain mathematics says") {
-  for (uint64_t seed = 0; seed < 8; ++seed) {
-    conformance::Random random(static_cast<uint32_t>(seed));
+namespace prulong::kernels::conformance {
+
+template <class Check>
+void on_machines(Check check) {
+  constexpr uint64_t kSeeds = 6;
+  for (uint64_t seed = 0; seed < kSeeds; ++seed) {
+    Random random(static_cast<uint32_t>(seed));
     EmulatedMachine machine(seed);
-    conformance::check_all_but_products(machine, random);
+    check(machine, random);
   }
 }
 
-TEST_CASE("emulated products of all shapes, types and operand layouts are right") {
-  for (uint64_t seed = 0; seed < 4; ++seed) {
-    conformance::Random random(static_cast<uint32_t>(seed));
-    EmulatedMachine machine(seed);
-    conformance::check_all_products(machine, random);
-  }
-}
+}  // namespace prulong::kernels::conformance
+
+#include "tests/csrc/kernels/conformance_cases.h"

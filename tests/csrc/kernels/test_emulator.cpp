@@ -90,6 +90,42 @@ TEST_CASE("bulk copies are held to the registered buffers") {
                  {"load_box reads 64 bytes of global memory outside"});
 }
 
+TEST_CASE("boxes begin where the GPU accepts them") {
+  alignas(16) std::array<float, 64> values = {};
+  GlobalMemory memory;
+  memory.add(values.data(), sizeof values, "values");
+  const TensorMap map = emulation::make_tensor_map(values.data(), 4, {16, 4, 1}, {64, 256}, {16, 4, 1}, false);
+  const auto load_at = [&](int column, int row) {
+    return [&map, column, row] {
+      const Shared barrier = shared_memory() + 1024;
+      if (thread_index() != 0) return;
+      init_barrier(barrier, 1);
+      fence_barrier_init();
+      arrive_expecting(barrier, 256);
+      PLANT(load_box(shared_memory(), map, barrier, column, row, 0, false));
+      wait(barrier, 0);
+    };
+  };
+  const auto store_at = [&](int column, int row) {
+    return [&map, column, row] {
+      if (thread_index() != 0) return;
+      for (int i = 0; i < 64; ++i) store_shared(shared_memory() + 4 * i, 0.0f);
+      fence_async_proxy();
+      PLANT(store_box(map, shared_memory(), column, row, 0));
+      commit_stores();
+      wait_stores<0>();
+    };
+  };
+  for (const int column : {-5, -2, 1, 6}) {
+    check_reported({1, 32, 2048}, memory, load_at(column, 0), {"load_box: column", "a multiple of 16 bytes"});
+  }
+  CHECK_NOTHROW(emulation::emulate({1, 32, 2048}, memory, load_at(-4, -1)));
+  check_reported({1, 32, 2048}, memory, store_at(2, 0), {"store_box: column 2"});
+  check_reported({1, 32, 2048}, memory, store_at(-4, 0), {"store_box: a box that begins before the tensor"});
+  check_reported({1, 32, 2048}, memory, store_at(0, -1), {"store_box: a box that begins before the tensor"});
+  CHECK_NOTHROW(emulation::emulate({1, 32, 2048}, memory, store_at(4, 1)));
+}
+
 TEST_CASE("barriers by number are held to their rules") {
   check_small(96, 0,
               [] {
