@@ -32,9 +32,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from preparation.recall import prepare_recall
-from preparation.shared import DataError
-from preparation.text import prepare_text
+try:
+    from preparation.recall import prepare_recall
+    from preparation.shared import DataError
+    from preparation.text import prepare_text
+except ModuleNotFoundError as missing:
+    sys.exit(f"prepare_data: this Python has no module {missing.name}: run it with .venv/bin/python, which "
+             "scripts/setup.sh makes")
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
@@ -50,7 +54,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     text = commands.add_parser("text", help="text or JSON lines to a token folder or MDS shards")
-    text.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="a UTF-8 text file, a .jsonl file, or a folder of them")
+    text.add_argument("inputs", type=Path, nargs="+", metavar="INPUT",
+                      help="a UTF-8 text file, a .jsonl file, or a folder of them")
     text.add_argument("--split", choices=("file", "block", "line"), default="file",
                       help="what one document is: a file, a block between blank lines, or a line (default: %(default)s)")
     text.add_argument("--field", default="text", help="which field of a JSON line is its text (default: %(default)s)")
