@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Times masks training steps of a model with random weights, which exist on the device alone, and prints one JSON line.
+// Times masks training steps of a model and prints JSON lines. Random weights exist on the device alone.
 #include <ATen/Context.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/randint.h>
@@ -12,6 +12,8 @@
 #include <cstdio>
 #include <cxxopts.hpp>
 #include <exception>
+#include <filesystem>
+#include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -56,6 +58,22 @@ prulong::TensorMap make_weights(const prulong::ModelConfig& config, at::ScalarTy
   return weights;
 }
 
+prulong::Llama make_model(const std::string& name, int64_t layers, at::ScalarType dtype, at::Device device) {
+  if (std::filesystem::is_directory(name)) return prulong::Llama::load(name, dtype, device);
+  const prulong::ModelConfig config = make_config(name, layers);
+  return {config, make_weights(config, dtype, device)};
+}
+
+// Of this process so far.
+double peak_resident_gib() {
+  std::ifstream status("/proc/self/status");
+  for (std::string word; status >> word;) {
+    double kib = 0;
+    if (word == "VmHWM:" && status >> kib) return kib / (1 << 20);
+  }
+  return 0;
+}
+
 struct StepTime {
   double forward_s, total_s, fractional_share, local_share;
 };
@@ -88,13 +106,15 @@ StepTime run_step(const prulong::Llama& model, const prulong::PackedTokens& inpu
   return time;
 }
 
-nlohmann::json run(const cxxopts::ParseResult& options) {
+void run(const cxxopts::ParseResult& options) {
   const at::Device device(options["device"].as<std::string>());
   const auto tokens = options["tokens"].as<int64_t>();
   if (options["attention"].as<std::string>() == "flash") at::globalContext().setSDPUseCuDNN(false);
-  const prulong::ModelConfig config = make_config(options["model"].as<std::string>(), options["layers"].as<int64_t>());
   at::manual_seed(1);
-  const prulong::Llama model(config, make_weights(config, at::kBFloat16, device));
+  const at::ScalarType dtype = options["dtype"].as<std::string>() == "float32" ? at::kFloat : at::kBFloat16;
+  const prulong::Llama model =
+      make_model(options["model"].as<std::string>(), options["layers"].as<int64_t>(), dtype, device);
+  const prulong::ModelConfig& config = model.config();
   const auto ids = at::TensorOptions().dtype(at::kLong).device(device);
   const auto input = prulong::PackedTokens::single(at::randint(config.vocab_size, {tokens}, ids));
   const at::Tensor labels = input.tokens.roll(-1);
@@ -108,13 +128,28 @@ nlohmann::json run(const cxxopts::ParseResult& options) {
       gates.log_alpha()[g] = turn < local * count ? -8 : 8;
     }
   }
+  const auto timed_step = [&](int64_t step) {
+    return run_step(model, input, labels, gates, step, options["sink"].as<int64_t>(), options["window"].as<int64_t>(),
+                    {!options["keep-all"].as<bool>(), options["keep-attention"].as<int64_t>()});
+  };
+  if (options["on-request"].as<bool>()) {
+    std::string line;
+    for (int64_t step = 0; std::getline(std::cin, line); ++step) {
+      const StepTime time = timed_step(step);
+      const nlohmann::json result = {{"step_s", time.total_s},
+                                     {"forward_s", time.forward_s},
+                                     {"fractional_share", time.fractional_share},
+                                     {"local_share", time.local_share},
+                                     {"peak_resident_gib", peak_resident_gib()}};
+      std::cout << result.dump() << std::endl;
+    }
+    return;
+  }
   std::vector<StepTime> times;
   const auto warm_up = options["warm-up"].as<int64_t>(), steps = options["steps"].as<int64_t>();
   for (int64_t step = 0; step < warm_up + steps; ++step) {
     if (step == warm_up && device.is_cuda()) c10::getDeviceAllocator(device.type())->resetPeakStats(0);
-    const StepTime time =
-        run_step(model, input, labels, gates, step, options["sink"].as<int64_t>(), options["window"].as<int64_t>(),
-                 {!options["keep-all"].as<bool>(), options["keep-attention"].as<int64_t>()});
+    const StepTime time = timed_step(step);
     std::fprintf(stderr, "  step %lld: %.3f s (forward %.3f s)\n", static_cast<long long>(step), time.total_s,
                  time.forward_s);
     if (step >= warm_up) times.push_back(time);
@@ -135,15 +170,17 @@ nlohmann::json run(const cxxopts::ParseResult& options) {
     result["peak_allocated_gib"] = gib(stats.allocated_bytes);
     result["peak_reserved_gib"] = gib(stats.reserved_bytes);
   }
-  return result;
+  std::cout << result.dump() << std::endl;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  cxxopts::Options options("prulong_bench_step", "Times masks training steps of a model with random weights.");
-  options.add_options()("model", "llama-3.1-8b or small", cxxopts::value<std::string>()->default_value("llama-3.1-8b"))(
+  cxxopts::Options options("prulong_bench_step", "Times masks training steps of a model.");
+  options.add_options()("model", "llama-3.1-8b or small, with random weights, or a Hugging Face folder",
+                        cxxopts::value<std::string>()->default_value("llama-3.1-8b"))(
       "layers", "0 = the model's", cxxopts::value<int64_t>()->default_value("0"))(
+      "dtype", "bfloat16 or float32", cxxopts::value<std::string>()->default_value("bfloat16"))(
       "device", "cuda or cpu", cxxopts::value<std::string>()->default_value("cuda"))(
       "attention", "cudnn or flash, for the global branch", cxxopts::value<std::string>()->default_value("cudnn"))(
       "tokens", "one document's", cxxopts::value<int64_t>()->default_value("32768"))(
@@ -153,7 +190,8 @@ int main(int argc, char** argv) {
       "local", "saturate this share of gates at 0, the others at 1", cxxopts::value<double>()->default_value("0"))(
       "keep-all", "keep activations instead of computing layers again")(
       "keep-attention", "layers that keep their attention's results", cxxopts::value<int64_t>()->default_value("24"))(
-      "warm-up", "steps before measuring", cxxopts::value<int64_t>()->default_value("2"))(
+      "on-request", "a step for each line of standard input")("warm-up", "steps before measuring",
+                                                              cxxopts::value<int64_t>()->default_value("2"))(
       "steps", "steps to measure", cxxopts::value<int64_t>()->default_value("3"))("h,help", "this text");
   try {
     const auto parsed = options.parse(argc, argv);
@@ -161,7 +199,7 @@ int main(int argc, char** argv) {
       std::cout << options.help();
       return 0;
     }
-    std::cout << run(parsed).dump() << std::endl;
+    run(parsed);
     return 0;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "prulong_bench_step: %s\n", error.what());
