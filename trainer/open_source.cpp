@@ -48,7 +48,7 @@ std::unique_ptr<Source> open_one(const SourceOptions& options, int64_t seq_len, 
   }
   RecallOptions recall;
   recall.kit = options.path;
-  recall.eval_split = held_out;
+  recall.held_out = held_out;
   recall.tasks.clear();
   for (const RecallTask task : options.tasks) recall.tasks.emplace_back(name_of(task));
   recall.seq_len = seq_len;

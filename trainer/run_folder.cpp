@@ -26,6 +26,13 @@ bool decides_results(const std::string& key) {
   return true;
 }
 
+/// Empty but for the lock, which stays behind a run that found no model or no data.
+bool is_unused(const fs::path& path, std::error_code& error) {
+  fs::directory_iterator entry(path, error);
+  while (!error && entry != fs::end(entry) && entry->path().filename() == kLockName) entry.increment(error);
+  return entry == fs::end(entry);
+}
+
 }  // namespace
 
 RunFolder::RunFolder(const fs::path& path, Resume resume) : path_(path) {
@@ -35,9 +42,9 @@ RunFolder::RunFolder(const fs::path& path, Resume resume) : path_(path) {
   std::error_code error;
   fs::create_directories(path, error);
   if (error) refuse("cannot be created: " + error.message());
-  const bool empty = fs::is_empty(path, error);
+  const bool unused = is_unused(path, error);
   if (error) refuse("cannot be read: " + error.message());
-  if (resume == Resume::kNever && !empty) refuse("is not empty, and run.resume is never");
+  if (resume == Resume::kNever && !unused) refuse("is not empty, and run.resume is never");
   lock_ = ::open((path / kLockName).c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
   if (lock_ < 0) refuse(std::string("cannot be written: ") + std::strerror(errno) + "; make it writable");
   if (::flock(lock_, LOCK_EX | LOCK_NB) != 0) {

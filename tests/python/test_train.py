@@ -109,6 +109,11 @@ def test_a_run_is_not_mixed_with_another(train, tmp_path):
     assert "is not empty" in error_line(train("run.resume=never", code=1))
 
 
+def test_a_start_that_failed_leaves_the_folder_as_good_as_empty(train, tmp_path):
+    assert "nowhere: no such folder" in error_line(train("model.path=nowhere", code=1))
+    train("run.resume=never")
+
+
 def test_two_runs_on_one_folder_are_refused(train, tmp_path):
     first = train("train.steps=400", start=True)
     wait_for_step(first, tmp_path / "run", 2)

@@ -163,4 +163,13 @@ bool JsonFile::has(const std::string& pointer) const {
   return document_->root.contains(parsed) && !document_->root.at(parsed).is_null();
 }
 
+std::filesystem::path prepared_file(const std::filesystem::path& folder, const std::string& name,
+                                    const std::string& command) {
+  std::error_code ignored;
+  const std::string writer = "; write it with scripts/prepare_data.py " + command;
+  if (!std::filesystem::is_directory(folder, ignored)) fail(folder, "no such folder" + writer);
+  if (!std::filesystem::is_regular_file(folder / name, ignored)) fail(folder, "this folder has no " + name + writer);
+  return folder / name;
+}
+
 }  // namespace prulong

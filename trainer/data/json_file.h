@@ -58,4 +58,9 @@ class JsonFile {
   std::unique_ptr<Document> document_;
 };
 
+/// The JSON file that describes a folder which `scripts/prepare_data.py COMMAND` writes.
+/// @throws Error naming the folder where it is missing or holds no such file, and the command that writes it.
+std::filesystem::path prepared_file(const std::filesystem::path& folder, const std::string& name,
+                                    const std::string& command);
+
 }  // namespace prulong

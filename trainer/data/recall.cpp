@@ -57,7 +57,7 @@ class Writer {
 
 class Recall final : public Source {
  public:
-  explicit Recall(const RecallOptions& options) : options_(options), kit_(options.kit, options.eval_split) {
+  explicit Recall(const RecallOptions& options) : options_(options), kit_(options.kit, options.held_out) {
     for (const std::string& name : options.tasks) {
       tasks_.emplace_back(kit_, name, options.statements, options.questions);
       check(tasks_.back());
@@ -103,7 +103,7 @@ class Recall final : public Source {
   int64_t vocab_size() const override { return kit_.vocab_size(); }
 
   std::string fingerprint() const override {
-    std::string text = "recall:" + std::to_string(kit_.hash()) + (options_.eval_split ? ":eval" : ":train");
+    std::string text = "recall:" + std::to_string(kit_.hash()) + (options_.held_out ? ":eval" : ":train");
     for (const RecallKind& task : tasks_) text += ":" + task.name();
     return text + ":seq_len=" + std::to_string(options_.seq_len) +
            ":statements=" + std::to_string(options_.statements) + ":questions=" + std::to_string(options_.questions) +

@@ -14,7 +14,7 @@ namespace prulong {
 /// What synthetic long-range recall is made of.
 struct RecallOptions {
   std::filesystem::path kit;  ///< folder written by `scripts/prepare_data.py recall`
-  bool eval_split = false;    ///< prose, names and codes that training never sees
+  bool held_out = false;      ///< prose, names and codes that training never sees
   std::vector<std::string> tasks = {
       "codes"};             ///< see RecallKind; one is drawn for each sequence when there are several
   int64_t seq_len = 1024;   ///< tokens of a sequence

@@ -48,12 +48,8 @@ int64_t RecallKit::List::longest() const {
   return static_cast<int64_t>(result);
 }
 
-RecallKit::RecallKit(const std::filesystem::path& folder, bool eval_split) {
-  std::error_code ignored;
-  if (!std::filesystem::is_directory(folder, ignored)) {
-    throw Error(folder.string() + ": no such folder; write it with scripts/prepare_data.py recall");
-  }
-  const JsonFile info(folder / "kit.json");
+RecallKit::RecallKit(const std::filesystem::path& folder, bool held_out) {
+  const JsonFile info(prepared_file(folder, "kit.json", "recall"));
   info.require_format("prulong-recall-kit", 2);
   hash_ = hash64(info.content());  // kit.json holds the hashes of the arrays
   vocab_size_ = info.integer("/vocab_size", 1, kMaxInt32);
@@ -76,7 +72,7 @@ RecallKit::RecallKit(const std::filesystem::path& folder, bool eval_split) {
     return Tokens(tokens_).subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin));
   };
   const auto list = [&](const char* name) {
-    const std::string pointer = std::string("/lists/") + (eval_split ? "eval/" : "train/") + name;
+    const std::string pointer = std::string("/lists/") + (held_out ? "eval/" : "train/") + name;
     const std::vector<int64_t> range = info.integers(pointer, 0, pieces);
     if (range.size() != 2 || range[1] < 1 || range[1] > pieces - range[0]) {
       throw Error(info.path().string() + ": " + pointer + ": [first, count] within " + std::to_string(pieces) +

@@ -32,9 +32,9 @@ class RecallKit {
     std::vector<int32_t> question_before, question_middle, separator, question_after;
   };
 
-  /// Reads and checks one split of a kit, as a whole.
+  /// Reads and checks one half of a kit, the one that training sees or the held-out one, as a whole.
   /// @throws Error naming the file.
-  RecallKit(const std::filesystem::path& folder, bool eval_split);
+  RecallKit(const std::filesystem::path& folder, bool held_out);
   RecallKit(const RecallKit&) = delete;
   RecallKit& operator=(const RecallKit&) = delete;
 

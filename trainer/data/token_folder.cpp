@@ -20,7 +20,7 @@ constexpr int64_t kMaxInt64 = std::numeric_limits<int64_t>::max();
 class TokenFolder final : public Block {
  public:
   explicit TokenFolder(const std::filesystem::path& folder)
-      : info_(folder / "data.json"),
+      : info_(prepared_file(folder, "data.json", "text")),
         tokens_(IntegerFile::open_npy(folder / "tokens.npy")),
         documents_(IntegerFile::open_npy(folder / "documents.npy")) {
     info_.require_format("prulong-tokens", 1);
@@ -90,10 +90,6 @@ class TokenFolder final : public Block {
 }  // namespace
 
 std::unique_ptr<Source> open_token_folder(const std::filesystem::path& folder, int64_t seq_len, uint64_t seed) {
-  std::error_code ignored;
-  if (!std::filesystem::is_directory(folder, ignored)) {
-    throw Error(folder.string() + ": no such folder; write it with scripts/prepare_data.py text");
-  }
   const auto block = std::make_shared<const TokenFolder>(folder);
   auto corpus = std::make_unique<OneBlock>(folder.string(), block, block->vocab_size(), block->fingerprint());
   return pack_corpus(std::move(corpus), seq_len, seed);

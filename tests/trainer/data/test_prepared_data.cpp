@@ -102,13 +102,13 @@ TEST_CASE("composed recall reads as intended, with names of its own split") {
   const std::map<std::string, Wording> wordings = {{"codes", {" The secret code of the ", " is", "."}},
                                                    {"key_values", {"\n- ", ":", ""}},
                                                    {"passkey", {" The passkey", " is", ". Remember it."}}};
-  for (const bool eval_split : {false, true}) {
-    const std::string split = eval_split ? "eval" : "train";
+  for (const bool held_out : {false, true}) {
+    const std::string split = held_out ? "eval" : "train";
     const std::set<std::string> adjectives = words("adjectives." + split + ".txt"),
                                 nouns = words("nouns." + split + ".txt");
     for (const auto& [task, wording] : wordings) {
       const size_t count = task == "passkey" ? 1 : 12;
-      const auto source = open_recall({prepared().path("kit"), eval_split, {task}, 1500, 12, 12, 5});
+      const auto source = open_recall({prepared().path("kit"), held_out, {task}, 1500, 12, 12, 5});
       for (int64_t n = 0; n < 5; ++n) {
         const Sequence sequence = source->sequence(n);
         REQUIRE(sequence.tokens.size() == 1500);
@@ -137,9 +137,9 @@ TEST_CASE("composed recall reads as intended, with names of its own split") {
 }
 
 TEST_CASE("composed lists of values and labels read as intended") {
-  for (const bool eval_split : {false, true}) {
-    const auto multi = open_recall({prepared().path("kit"), eval_split, {"multi_values"}, 1500, 12, 3, 5});
-    const auto labels = open_recall({prepared().path("kit"), eval_split, {"labels"}, 1500, 24, 6, 5});
+  for (const bool held_out : {false, true}) {
+    const auto multi = open_recall({prepared().path("kit"), held_out, {"multi_values"}, 1500, 12, 3, 5});
+    const auto labels = open_recall({prepared().path("kit"), held_out, {"labels"}, 1500, 24, 6, 5});
     for (int64_t n = 0; n < 5; ++n) {
       std::string text = prepared().decode(multi->sequence(n).tokens);
       std::map<std::string, std::string> stated;

@@ -153,10 +153,10 @@ void check_prose(const std::vector<int32_t>& prose, int32_t add) {
 TEST_CASE("code sequences are of exact length, and every answer is the stated one") {
   const TemporaryFolder folder;
   write_kit(folder.path());
-  for (const bool eval_split : {false, true}) {
+  for (const bool held_out : {false, true}) {
     RecallOptions wanted = options(folder);
-    wanted.eval_split = eval_split;
-    const int32_t add = eval_split ? kEval : 0;
+    wanted.held_out = held_out;
+    const int32_t add = held_out ? kEval : 0;
     const auto source = open_recall(wanted);
     CHECK(source->vocab_size() == 1000);
     for (int64_t n = 0; n < 50; ++n) {
@@ -375,7 +375,7 @@ TEST_CASE("the recall stream depends on kit, options and seed alone, and never c
   CHECK(open_recall(other)->sequence(0).tokens != first.tokens);
   CHECK(open_recall(other)->fingerprint() != source->fingerprint());
   other = options(folder);
-  other.eval_split = true;
+  other.held_out = true;
   CHECK(open_recall(other)->fingerprint() != source->fingerprint());
 }
 
@@ -410,7 +410,7 @@ TEST_CASE("recall options that cannot be met are refused") {
 TEST_CASE("damaged recall kits are refused by file and reason") {
   const TemporaryFolder folder;
   const auto open = [&] { return open_recall(options(folder)); };
-  CHECK_THROWS_WITH(open(), ContainsSubstring("kit.json: no such file"));
+  CHECK_THROWS_WITH(open(), ContainsSubstring("this folder has no kit.json; write it with"));
   write_kit(folder.path());
   const std::string kit = read_text(folder.path() / "kit.json");
   const auto changed = [&](const std::string& from, const std::string& to, const std::string& message) {

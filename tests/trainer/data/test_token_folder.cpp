@@ -137,7 +137,7 @@ TEST_CASE("damaged token folders are refused by file and reason") {
   const auto open = [&] { return open_token_folder(folder, 4, 1); };
   CHECK_THROWS_WITH(open(), ContainsSubstring("tokens: no such folder"));
   std::filesystem::create_directories(folder);
-  CHECK_THROWS_WITH(open(), ContainsSubstring("data.json: no such file"));
+  CHECK_THROWS_WITH(open(), ContainsSubstring("tokens: this folder has no data.json; write it with"));
 
   write_token_folder(folder, {{1, 2, 3}, {4, 5}}, 6);
   CHECK_NOTHROW(open());
