@@ -33,7 +33,7 @@ sparsity but its own.
 
 masks.tsv is written for other tools and says neither model, sink nor window; keep pattern.json.
 
-Exit code: 0 done, 1 a file is bad or does not fit, 2 the command line is wrong.
+Exit status: 0 done; 1 a file is bad or does not fit; 2 a bad command line.
 )";
 
 template <typename T>
@@ -69,13 +69,17 @@ int run(int argc, char** argv) {
        "N")  //
       ("window", "last tokens, the query included, that local heads keep (default: the input's)",
        cxxopts::value<std::string>(), "N")  //
-      ("h,help", "print this");
+      ("h,help", "show this text")("version", "show the version");
   options.add_options("positional")("input", "", cxxopts::value<std::string>());
   options.parse_positional({"input"});
   options.set_width(112);
   const cxxopts::ParseResult result = options.parse(argc, argv);
   if (result.count("help") != 0) {
     std::cout << options.help({""}) << kNotes;
+    return 0;
+  }
+  if (result.count("version") != 0) {
+    std::cout << "prulong " << PRULONG_VERSION << '\n';
     return 0;
   }
   if (!result.unmatched().empty()) {

@@ -68,7 +68,7 @@ def run_folder(tmp_path):
 
 def test_help_names_every_option(export):
     text = export("--help")
-    for word in ("INPUT", "--out", "--sparsity", "--model", "--sink", "--window", "--help", "Exit code"):
+    for word in ("INPUT", "--out", "--sparsity", "--model", "--sink", "--window", "--help", "--version", "Exit status"):
         assert word in text
 
 
