@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The configuration of prulong-eval.
+// The configuration of prulong-eval, with its defaults. eval_config.cpp has one line per key; configs/eval.md is
+// generated from both.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +12,7 @@
 
 namespace prulong {
 
+/// full: every head global; local: none; pattern: a learned mask; random: masks drawn at random.
 enum class MethodType { kFull, kLocal, kPattern, kRandom };
 
 /// One way to keep the KV cache small. A further method joins as an enumerator, its members, and a when().
@@ -23,6 +25,7 @@ struct MethodOptions {
   int64_t seed = 0;      ///< random
 };
 
+/// Paths are as given: relative ones count from the working folder.
 struct EvalConfig {
   ModelOptions model;
   AttentionOptions attention;  ///< of local and random heads; a pattern brings its own
@@ -36,6 +39,7 @@ struct EvalConfig {
 /// "full", "local", "pattern" or "random".
 std::string_view name_of(MethodType type);
 
+/// Visits every key, in the order in which they are written and documented.
 void visit_config(ConfigVisitor& visitor, EvalConfig& config);
 
 /// @throws ConfigError in one line: file and line, key, what was found, what is allowed.

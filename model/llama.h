@@ -55,9 +55,8 @@ class Llama {
 
   /// Builds the model from weights in Hugging Face names ("model.layers.0.self_attn.q_proj.weight"), all of one
   /// floating dtype and device.
-  /// @throws Error naming the tensor that is missing, unexpected or of the wrong shape, dtype or device. A
-  /// lm_head.weight
-  ///         beside tied embeddings must equal the embedding; rotary_emb.inv_freq buffers are ignored.
+  /// A lm_head.weight beside tied embeddings must equal the embedding; rotary_emb.inv_freq buffers are ignored.
+  /// @throws Error naming the tensor that is missing, unexpected or of the wrong shape, dtype or device.
   Llama(ModelConfig config, TensorMap weights);
 
   const ModelConfig& config() const { return config_; }
@@ -65,11 +64,10 @@ class Llama {
   at::ScalarType dtype() const;
 
   /// Hidden states after the final norm, [T, hidden_size] in the model's dtype. RoPE positions count from each
-  /// document's start.
-  /// Values and gradients do not depend on `keeping`, not by a bit where the operators are deterministic.
+  /// document's start. Values and gradients do not depend on `keeping`, not by a bit where the operators are
+  /// deterministic. On a GPU the checks wait for it once or twice a call.
   /// @throws Error if a token id is outside the vocabulary (naming id and position), if cu_seqlens does not run from 0
-  /// to T, or if the roles' shape, dtype or device does not fit. On a GPU these checks wait for it once or twice a
-  /// call.
+  ///         to T, or if the roles' shape, dtype or device does not fit.
   at::Tensor forward(const PackedTokens& input, const HeadRoles& roles, const Keeping& keeping = {}) const;
 
   /// [T, vocab_size] logits of hidden states. For a few rows; training uses next_token_loss, which never holds all of

@@ -35,9 +35,8 @@ at::Tensor layer_forward(const LayerContext& context, const LayerWeights& weight
                          const at::Tensor& heads);
 
 /// The same, keeping only x for the backward pass (and what outlives the pass anyway: weights, heads, context).
-/// @param fractional  with it, gated attention's results are kept too and not computed again: [n] int64, the heads
-/// whose
-///                    gate is neither 0 nor 1, on x's device.
+/// @param fractional  with it, gated attention's results are kept too and not computed again: [n] int64 on x's device,
+///                    the heads whose gate is neither 0 nor 1.
 at::Tensor layer_forward_recomputed(const std::shared_ptr<const LayerContext>& context, const LayerWeights& weights,
                                     const at::Tensor& x, const at::Tensor& heads, const at::Tensor& fractional = {});
 

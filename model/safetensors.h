@@ -9,13 +9,13 @@
 
 namespace prulong {
 
+/// Tensors by name.
 using TensorMap = std::map<std::string, at::Tensor>;
 
 /// Maps a safetensors file into memory; the tensors alias the mapping (copy-on-write, never written back), which lives
 /// as long as any of them. Dtypes F64, F32, F16, BF16, I64, I32, U8, BOOL.
 /// @throws Error naming the file and what is wrong: too short, header not JSON, unknown dtype, offsets that overlap,
-/// leave
-///         holes, do not match shape and dtype or do not end at the file's end, a name twice.
+///         leave holes, do not match shape and dtype or do not end at the file's end, a name twice.
 TensorMap load_safetensors(const std::filesystem::path& file, std::map<std::string, std::string>* metadata = nullptr);
 
 /// Loads a Hugging Face folder: model.safetensors, or the shards of model.safetensors.index.json.

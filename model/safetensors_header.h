@@ -34,6 +34,7 @@ struct StoredTensor {
   uint64_t end = 0;
 };
 
+/// What stands before a file's data.
 struct SafetensorsHeader {
   size_t data_start = 0;              ///< bytes from the start of the file
   std::vector<StoredTensor> tensors;  ///< in the order of their bytes, which they fill from end to end

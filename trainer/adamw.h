@@ -7,6 +7,7 @@
 
 namespace prulong {
 
+/// What stays the same over all steps; the learning rate does not.
 struct AdamWOptions {
   double beta1 = 0.9;
   double beta2 = 0.95;
@@ -42,6 +43,7 @@ class AdamW {
   State state_;
 };
 
+/// Sum of squares.
 double squared_norm(const std::vector<double>& values);
 
 /// What to multiply gradients of this joint norm by so that it does not exceed max_norm, as

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The configuration of prulong-train. configs/README.md lists every key; it is generated from here.
+// The configuration of prulong-train, with its defaults. config.cpp has one line per key: range, unit and meaning;
+// configs/README.md is generated from both.
 #pragma once
 
 #include <cstdint>
@@ -150,6 +151,8 @@ struct ConfigProblem {
   std::string key;   ///< the key to point at
   std::string what;  ///< what was found, what is allowed
 };
+
+/// The first rule that is broken, if any.
 std::optional<ConfigProblem> find_problem(const TrainConfig& config);
 
 /// Reads a YAML file, applies "key.path=value" overrides over it, and checks everything.

@@ -40,6 +40,7 @@ struct Interval {
 /// What a text may be.
 enum class TextRule { kOptional, kRequired };
 
+/// Sees every key of a configuration once, in order.
 class ConfigVisitor {
  public:
   virtual ~ConfigVisitor() = default;

@@ -10,6 +10,7 @@
 
 namespace prulong {
 
+/// One call of prulong-export.
 struct ExportRequest {
   std::filesystem::path input;                 ///< training run, pattern, DuoAttention folder or table of heads
   std::optional<std::filesystem::path> out;    ///< folder for pattern.json and masks.tsv; none: only report
@@ -21,8 +22,7 @@ struct ExportRequest {
 /// Reads any kind of input, told apart by content, rounds its scores to the sparsity, writes the pattern and reports
 /// what it found and did, with a map of the mask, to `report`.
 /// @throws ConfigError when the request lacks something this input needs or has a value out of range; Error when a file
-/// is
-///         bad, the model does not fit, or the scores cannot tell which heads to keep at this sparsity.
+///         is bad, the model does not fit, or the scores cannot tell which heads to keep at this sparsity.
 Pattern export_pattern(const ExportRequest& request, std::ostream& report);
 
 }  // namespace prulong

@@ -5,6 +5,7 @@
 
 namespace prulong {
 
+/// How train() ended.
 enum class Outcome {
   kFinished,
   kStopped,  ///< by SIGTERM or SIGINT, after saving; the same command goes on

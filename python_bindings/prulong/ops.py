@@ -76,7 +76,7 @@ def masked_attention(
         v: as k.
         is_global: ``[Hkv]`` bool.
         cu_seqlens_q: ``[documents + 1]`` int32, rising from 0 to Tq.
-        cu_seqlens_k: ``[documents + 1]`` int32, rising from 0 to Tk; every document has at least as many keys as queries.
+        cu_seqlens_k: ``[documents + 1]`` int32, rising from 0 to Tk; a document has at least as many keys as queries.
         max_seqlen_q: longest document's queries, or a bound.
         max_seqlen_k: longest document's keys, or a bound.
         sink: first tokens of a document that every query sees, >= 0.

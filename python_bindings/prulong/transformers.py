@@ -45,8 +45,8 @@ def apply(model: transformers.PreTrainedModel, pattern: Pattern) -> None:
 
     Raises:
         ValueError: the pattern is for another shape of model, or the model has no attention layers that can be
-            replaced; the model is unchanged then. During the forward pass: padding, packed sequences, sliding windows, soft caps,
-            dropout, other caches, gradients.
+            replaced; the model is unchanged then. During the forward pass: padding, packed sequences, sliding windows,
+            soft caps, dropout, other caches, gradients.
     """
     pattern.check_fits(model.config)
     layers = _attention_layers(model, pattern.model.layers)

@@ -27,7 +27,7 @@ struct MdsOptions {
 /// Only the index is read at first. A shard is opened when its turn comes: sizes and hashes are held against the index
 /// (size and every hash that it has), all samples are checked, a compressed one is decompressed in memory.
 /// @throws Error naming the file: missing or damaged index; then, from sequence(), missing, shortened or damaged
-/// shards.
+///         shards.
 std::unique_ptr<Source> open_mds(const MdsOptions& options, int64_t seq_len, uint64_t seed);
 
 }  // namespace prulong

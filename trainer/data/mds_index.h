@@ -37,6 +37,7 @@ struct MdsFile {
   std::map<std::string, std::string> hashes;  ///< algorithm -> lower-case hexadecimal
 };
 
+/// A shard as the index describes it.
 struct MdsShard {
   MdsFile raw;
   std::optional<MdsFile> zip;  ///< the zstd-compressed form

@@ -8,6 +8,7 @@
 
 namespace prulong {
 
+/// A source and its share of a mixture.
 struct WeightedSource {
   std::unique_ptr<Source> source;
   double weight = 1;  ///< > 0, relative to the others

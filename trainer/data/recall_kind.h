@@ -23,6 +23,7 @@ struct RecallQuestion {
   std::vector<RecallKit::Tokens> values;  ///< of "multi_values" several, in the order of their statements
 };
 
+/// What one sequence states and asks.
 struct RecallSample {
   std::vector<RecallFact> facts;  ///< in the order of the text
   std::vector<RecallQuestion> questions;
@@ -35,9 +36,8 @@ struct RecallSample {
 /// - "multi_values": each name has four numbers, stated apart; a question wants all four, in the order in which they
 ///   stood. `statements` / 4 names; at most as many questions.
 /// - "labels": many-shot labels. Lines "- red apple: 37" give examples of classes; the noun alone decides the label,
-/// the
-///   adjectives are all different for it. A question has a known noun with a new adjective. `statements` examples of
-///   `statements` / 4 classes, at least 2 and as many as there are labels and nouns.
+///   and is given with a new adjective every time, also in its question. `statements` examples of `statements` / 4
+///   classes, at least 2 and at most as many as there are labels and nouns.
 /// Names differ from each other, as do the values of different names.
 class RecallKind {
  public:
