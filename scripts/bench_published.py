@@ -81,7 +81,7 @@ class Streaming:
             end = min(begin + STRETCH, tokens)
             near = max(begin - window + 1, sink)
             q = torch.arange(begin, end)[:, None]
-            k = torch.cat([torch.arange(min(sink, end)), torch.arange(near, end)])
+            k = torch.cat([torch.arange(min(sink, end)), torch.arange(near, max(near, end))])
             self.parts.append((begin, end, near, (k <= q) & ((k < sink) | (q - k < window))))
 
     def __call__(self, query, key, value, block_mask, scale, enable_gqa):

@@ -32,11 +32,16 @@ LENGTHS = {"step": [1024, 4096], "forward": [512, 1024, 2048, 4096], "growth": [
 SPARSITY = 0.7
 
 
+def thread_settings(threads: int) -> dict:
+    """Threads that wait sleep: they neither take a core from the other side nor stall when something else has one."""
+    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
+
+
 class Side:
     """A process that makes a step for every line it is sent and answers with a line of JSON."""
 
     def __init__(self, command: list, threads: int):
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        environment = {**os.environ, **thread_settings(threads)}
         self.process = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=environment, text=True,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
@@ -109,7 +114,7 @@ class Forward:
     """The same weights twice, with transformers' SDPA and with a mask; both attention functions timed."""
 
     def __init__(self, a: argparse.Namespace):
-        os.environ["OMP_NUM_THREADS"] = str(a.threads)
+        os.environ.update(thread_settings(a.threads))
         sys.path.insert(0, str(ROOT / "python_bindings"))
         import torch
         import transformers
