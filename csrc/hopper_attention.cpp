@@ -12,8 +12,8 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <limits>
 
+#include "csrc/kernels/address.h"
 #include "csrc/kernels/backward.h"
 #include "csrc/kernels/combine.h"
 #include "csrc/kernels/forward.h"
@@ -103,11 +103,7 @@ bool supports(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cu_seq
   if (q.size(2) != 64 && q.size(2) != 128) return false;
   if (q.size(0) == 0 || k.size(0) == 0 || cu_seqlens.size(0) < 2) return false;
   if (!(static_cast<float>(scale) > 0) || !std::isfinite(static_cast<float>(scale))) return false;
-  // Positions, and items of the smallest tiles, are counted in 32 bits.
-  constexpr int64_t kMaxTokens = int64_t{1} << 29;
-  constexpr int64_t kMaxItems = std::numeric_limits<int>::max() / 4;
-  const int64_t tokens = std::max(q.size(0), k.size(0));
-  if (tokens > kMaxTokens || (tokens / 64 + cu_seqlens.size(0)) * q.size(1) > kMaxItems) return false;
+  if (!kernels::within_limits(q.size(0), k.size(0), cu_seqlens.size(0) - 1, q.size(1))) return false;
   return on_hopper(q);
 }
 

@@ -18,7 +18,7 @@
 namespace prulong::hopper {
 
 /// Shall the kernels compute this? They can on compute capability 9.0, for float16 or bfloat16, head_dim 64 or 128,
-/// scale > 0, at least one token, and sizes within 32-bit arithmetic. The environment variable
+/// scale > 0, at least one token, and sizes within the limits of csrc/kernels/address.h. The environment variable
 /// PRULONG_ATTENTION=library leaves them out, to measure or to doubt them.
 bool supports(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cu_seqlens, double scale);
 

@@ -18,30 +18,6 @@ struct BackwardArguments {
   void *dk, *dv;   // [tokens, kv heads, head_dim] of 16 bits, dense
 };
 
-/// The parts of the scratch memory, in floats and ints from its start.
-struct BackwardScratch {
-  int64_t statistics, dq_sums, dgate_parts, additions, size;
-};
-inline BackwardScratch backward_scratch(const Batch& batch) {
-  const int tile_rows = backward_tile_rows(batch.head_dim);
-  const int64_t tiles = int64_t{batch.query_heads} * scratch_tiles(batch, tile_rows);
-  const int64_t rows = tiles * tile_rows;
-  const auto round_up = [](int64_t floats) { return (floats + 63) / 64 * 64; };
-  BackwardScratch scratch;
-  scratch.statistics = 0;
-  scratch.dq_sums = kStatisticsSets * 2 * rows;
-  scratch.dgate_parts = scratch.dq_sums + rows * batch.head_dim;
-  scratch.additions = scratch.dgate_parts + round_up(tiles);
-  scratch.size = scratch.additions + round_up(2 * tiles);
-  return scratch;
-}
-
-/// CTAs of the kernels around the main one.
-inline int64_t prepare_blocks(const Batch& batch) {
-  return int64_t{scratch_tiles(batch, backward_tile_rows(batch.head_dim))} * batch.query_heads;
-}
-inline int64_t finish_blocks(const Batch& batch) { return prepare_blocks(batch) + batch.kv_heads; }
-
 inline BackwardRows make_backward_rows(const BackwardParams& p) {
   const BackwardScratch scratch = backward_scratch(p.schedule.batch);
   float* const memory = static_cast<float*>(p.scratch);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include "csrc/kernels/address.h"
 #include "csrc/kernels/backward_loader.h"
 #include "csrc/kernels/device/arithmetic.h"
 #include "csrc/kernels/device/wgmma.h"
@@ -271,7 +272,7 @@ class Consumer {
       const int r = warp_first + i / kChunks, chunk = i % kChunks;
       if (r >= count) break;
       const Word4 word = load_shared<Word4>(staged + chunk / 8 * Shape::kKeyPanel + r * 128 + ((chunk ^ r) % 8) * 16);
-      const int64_t head_row = int64_t{first_row + r} * a_.schedule.batch.kv_heads + head;
+      const int64_t head_row = packed_row(first_row + r, a_.schedule.batch.kv_heads, head);
       store_global(static_cast<Word4*>(to) + head_row * kChunks + chunk, word);
     }
   }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include "csrc/kernels/address.h"
 #include "csrc/kernels/backward_steps.h"
 #include "csrc/kernels/device/arithmetic.h"
 #include "csrc/kernels/device/barrier.h"
@@ -107,10 +108,10 @@ PRULONG_DEVICE void prepare_rows(const BackwardRows& a) {
     for (int first = 0; first < kRows; first += kBackwardRowThreads / kLanes) {
       const int r = first + thread / kLanes, lane = thread % kLanes;
       const bool valid = r < place.rows;
-      const int64_t row = place.row + r;
+      const int row = place.row + r;
       float product = 0, change = 0;
       if (valid) {
-        const int64_t vector = (row * batch.query_heads + head) * kLanes + lane;
+        const int64_t vector = packed_row(row, batch.query_heads, head) * kLanes + lane;
         const Word4 dout = load_global(static_cast<const Word4*>(a.dout.data) +
                                        (row * a.dout.token_stride + head * a.dout.head_stride) / 8 + lane);
         product = dot<kType>(dout, load_global(static_cast<const Word4*>(a.out) + vector));
@@ -126,7 +127,7 @@ PRULONG_DEVICE void prepare_rows(const BackwardRows& a) {
       if (lane != 0) continue;
       GatedStatistics result = {{__builtin_inff(), 0}, {__builtin_inff(), 0}};
       if (valid) {
-        const int64_t at = head * int64_t{batch.q_tokens} + row;
+        const int64_t at = lse_place(batch, head, row);
         const float global = kind == GateKind::kLocal ? 0 : kLog2e * load_global(a.lse_global + at);
         const float local = kind == GateKind::kGlobal ? 0 : kLog2e * load_global(a.lse_local + at);
         if (kind == GateKind::kFractional) {
@@ -195,7 +196,7 @@ PRULONG_DEVICE void finish_rows(const BackwardRows& a) {
   }
   sync_cta();
   constexpr int kLanes = kHeadDim / 8;
-  Word4* const dq = static_cast<Word4*>(a.dq) + (int64_t{place.row} * batch.query_heads + head) * kLanes;
+  Word4* const dq = static_cast<Word4*>(a.dq) + packed_row(place.row, batch.query_heads, head) * kLanes;
   for (int i = thread; i < place.rows * kLanes; i += kBackwardRowThreads) {
     const int row = i / kLanes, lane = i % kLanes;
     store_global(dq + int64_t{row} * batch.query_heads * kLanes + lane,

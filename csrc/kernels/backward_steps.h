@@ -54,6 +54,30 @@ PRULONG_HOST_DEVICE int64_t additions_offset(const Batch& batch, int query_head,
   return int64_t{query_head * scratch_tiles(batch, rows) + tile} * 2;
 }
 
+/// The parts of the scratch memory, in floats and ints from its start.
+struct BackwardScratch {
+  int64_t statistics, dq_sums, dgate_parts, additions, size;
+};
+inline BackwardScratch backward_scratch(const Batch& batch) {
+  const int tile_rows = backward_tile_rows(batch.head_dim);
+  const int64_t tiles = int64_t{batch.query_heads} * scratch_tiles(batch, tile_rows);
+  const int64_t rows = tiles * tile_rows;
+  const auto round_up = [](int64_t floats) { return (floats + 63) / 64 * 64; };
+  BackwardScratch scratch;
+  scratch.statistics = 0;
+  scratch.dq_sums = kStatisticsSets * 2 * rows;
+  scratch.dgate_parts = scratch.dq_sums + rows * batch.head_dim;
+  scratch.additions = scratch.dgate_parts + round_up(tiles);
+  scratch.size = scratch.additions + round_up(2 * tiles);
+  return scratch;
+}
+
+/// CTAs of the kernels around the main one.
+inline int64_t prepare_blocks(const Batch& batch) {
+  return int64_t{scratch_tiles(batch, backward_tile_rows(batch.head_dim))} * batch.query_heads;
+}
+inline int64_t finish_blocks(const Batch& batch) { return prepare_blocks(batch) + batch.kv_heads; }
+
 /// Positions that see the key at position j, as one range.
 PRULONG_HOST_DEVICE Range seeing_positions(Branch branch, Locality locality, int j) {
   constexpr int kEnd = 0x7fffffff;

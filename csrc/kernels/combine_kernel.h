@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include "csrc/kernels/address.h"
 #include "csrc/kernels/combine.h"
 #include "csrc/kernels/device/arithmetic.h"
 #include "csrc/kernels/device/barrier.h"
@@ -58,13 +59,13 @@ PRULONG_DEVICE void combine_branches(const CombineParams& p) {
       const int token = first + (active ? i / per_token : 0), in_token = active ? i % per_token : 0;
       const int row = in_token / vectors, vector = in_token % vectors;
       const int kv_head = heads[row / group], query_head = kv_head * group + row % group;
-      const int64_t statistics = int64_t{query_head} * batch.q_tokens + token;
+      const int64_t statistics = lse_place(batch, query_head, token);
       const JoinWeights join =
           join_weights(load_global(p.lse_local + statistics), load_global(p.lse_global + statistics));
       sync_warp();
       if (!active) continue;
       if (vector == 0) store_global(p.lse_global + statistics, join.lse);
-      const int64_t at = (int64_t{token} * batch.query_heads + query_head) * vectors + vector;
+      const int64_t at = packed_row(token, batch.query_heads, query_head) * vectors + vector;
       const float gate = batch.gate[kv_head];
       const Word4 local = load_global(outs + at), complement = load_global(deltas + at);
       Word4 out, delta;
@@ -109,23 +110,31 @@ PRULONG_DEVICE void merge_pieces(const CombineParams& p) {
   const int group = batch.group(), members = state.long_heads * group;
   const int parts = detail::divide_up(schedule.query_rows, kRows);  // of a tile
   const int vectors = batch.head_dim / kWidth;
-  for (int i = block_index(); i < state.long_tiles * members * parts; i += block_count()) {
-    const Tile& tile = schedule.long_tiles[i / (members * parts)];
+  // Tiles by members fit 32 bits, their parts need not: a block counts the two apart.
+  const int step = block_count() / parts, part_step = block_count() % parts;
+  int item = block_index() / parts, part = block_index() % parts;
+  for (; item < state.long_tiles * members; item += step, part += part_step) {
+    if (part >= parts) {
+      part -= parts;
+      if (++item == state.long_tiles * members) break;
+    }
+    const Tile& tile = schedule.long_tiles[item / members];
     if (tile.slot < 0 || tile.piece != 0) continue;
-    const int member = i / parts % members;
+    const int member = item % members;
     const int query_head = schedule.heads[member / group] * group + member % group;
-    const int begin = i % parts * kRows;
+    const int begin = part * kRows;
     const int tile_rows = detail::lesser(schedule.query_rows, tile.document.q_length - tile.first);
     const int rows = detail::lesser(kRows, tile_rows - begin);
     // Partial results are numbered as QueryItem::partial is.
     const int64_t stride = int64_t{members} * schedule.query_rows;
     for (int v = thread_index(); v < rows * vectors; v += kThreads) {
       const int row = begin + v / vectors, vector = v % vectors;
-      const int64_t first_row = (int64_t{tile.slot} * members + member) * schedule.query_rows + row;
-      const int64_t token = int64_t{tile.document.q_begin} + tile.first + row;
-      merge_vector<kType>(p, first_row, stride, tile.pieces, vector, vectors,
-                          static_cast<Word4*>(p.out) + (token * batch.query_heads + query_head) * vectors + vector,
-                          p.lse_global + int64_t{query_head} * batch.q_tokens + token);
+      const int64_t first_row = partial_row(tile.slot * members + member, schedule.query_rows, row);
+      const int token = tile.document.q_begin + tile.first + row;
+      merge_vector<kType>(
+          p, first_row, stride, tile.pieces, vector, vectors,
+          static_cast<Word4*>(p.out) + packed_row(token, batch.query_heads, query_head) * vectors + vector,
+          p.lse_global + lse_place(batch, query_head, token));
     }
   }
 }

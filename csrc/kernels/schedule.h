@@ -77,6 +77,13 @@ struct Schedule {
 namespace detail {
 PRULONG_HOST_DEVICE int divide_up(int a, int b) { return (a + b - 1) / b; }
 
+/// One of equal shares of `count` things; the first ones take what is left over.
+PRULONG_HOST_DEVICE Range share_of(int count, int share, int shares) {
+  const int each = count / shares, left = count - each * shares;
+  const int begin = share * each + lesser(share, left);
+  return {begin, begin + each + (share < left ? 1 : 0)};
+}
+
 /// One item among heads x members x tiles.
 struct Place {
   int head, member, tile;
@@ -119,7 +126,7 @@ PRULONG_HOST_DEVICE QueryItem query_item(const Schedule& schedule, int index) {
   item.rows = {tile.first, detail::lesser(tile.first + schedule.query_rows, tile.document.q_length)};
   const int first = tile.document.first_position();
   const int steps = key_blocks(item.branch, batch.locality, {first + item.rows.begin, first + item.rows.end}).size();
-  item.steps = {steps * tile.piece / tile.pieces, steps * (tile.piece + 1) / tile.pieces};
+  item.steps = detail::share_of(steps, tile.piece, tile.pieces);
   item.partial = tile.slot < 0 ? -1 : (tile.slot * state.long_heads + place.head) * group + place.member;
   return item;
 }
