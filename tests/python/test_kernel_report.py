@@ -24,6 +24,51 @@ ptxas info    : Used 32 registers
 """
 
 
+LISTED = """
+		Function : _Z6secondv
+	.headerflags	@"EF_CUDA_SM90"
+        /*0000*/                   LDC R1, c[0x0][0x28] ;                           /* 0x00000a00ff017b82 */
+                                                                                    /* 0x000fe20000000800 */
+        /*0010*/                   HGMMA.64x128x16.F32.BF16 R24, gdesc[UR40], RZ, !UPT ;  /* 0x0 */
+        /*0020*/              @!P0 BRA 0x50 ;                                       /* 0x0 */
+        /*0030*/                   FSEL R1, R1, -INF , P0 ;                         /* 0x0 */
+        /*0040*/                   MUFU.EX2 R2, R3 ;                                /* 0x0 */
+        /*0050*/                   HGMMA.64x64x16.F32.BF16 R88, R152, gdesc[UR12].tnspB, R88 ;  /* 0x0 */
+        /*0060*/                   MUFU.EX2 R2, R3 ;                                /* 0x0 */
+        /*0070*/                   STS.128 [R1], R4 ;                               /* 0x0 */
+        /*0080*/               @P1 BRA 0x10 ;                                       /* 0x0 */
+        /*0090*/                   NOP ;                                            /* 0x0 */
+"""
+
+
+def test_instructions_are_counted():
+    instructions = kernel_report.parse_instructions(LISTED)["_Z6secondv"]
+    counts = kernel_report.count_classes(instructions)
+    assert (counts["all"], counts["wgmma"], counts["exp2"], counts["shared stores"]) == (9, 2, 2, 1)
+    loop = kernel_report.main_loop(instructions)  # without the jumped-over exponential
+    assert [i.address for i in loop] == [0x10, 0x20, 0x50, 0x60, 0x70, 0x80]
+    clocks = kernel_report.loop_clocks(loop, consumers=2)
+    assert clocks.issue == 12
+    assert clocks.tensor == 2 * (64 + 32)
+    assert clocks.exp2 == 2 * 8
+    assert clocks.shared == 2 * (2048 + 4096 + 2048 + 4 * 32 * 16) // 128  # A and B, then B alone, then the store
+    assert (clocks.limiter, clocks.tensor_share) == ("tensor cores", 1)
+
+
+def test_table_has_every_kernel():
+    kernels = kernel_report.parse("a.cu", PRINTED)
+    kernels[1].instructions = kernel_report.parse_instructions(LISTED)["_Z6secondv"]
+    lines = kernel_report.tables(kernels, {}).splitlines()
+    assert sum(line.startswith("| a.cu |") for line in lines) == 3
+    assert len({line.count("|") for line in lines[:5]}) == 1
+
+
+def test_sizes_are_the_kernels_own(bin_folder):
+    sizes = kernel_report.launch_sizes(bin_folder.parent)
+    assert len(sizes) == 8
+    assert all(0 < shared <= 232448 for _, shared in sizes.values())  # what a CTA of compute capability 9.0 can have
+
+
 def test_faults_are_seen():
     first, second, third = kernel_report.parse("a.cu", PRINTED)
     assert (first.registers, first.spilled, first.notes) == (168, 296, [])
