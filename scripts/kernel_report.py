@@ -305,6 +305,8 @@ def main() -> int:
     if arguments.write and disassembler is None:
         sys.exit("kernel_report: no cuobjdump: install the CUDA toolkit or the pip package triton")
     build = ROOT / arguments.build
+    if not (build / "compile_commands.json").is_file():
+        sys.exit(f"kernel_report: {arguments.build} is no build folder (it has no compile_commands.json): run scripts/setup.sh")
     kernels = report(build, disassembler)
     text = tables(kernels, launch_sizes(build))
     if arguments.write:
