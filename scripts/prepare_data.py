@@ -2,14 +2,14 @@
 # SPDX-License-Identifier: MIT
 """Tokenises data for prulong with a model's own Hugging Face tokenizer.
 
-  prepare_data.py text   --tokenizer MODEL_DIR --out DIR [--format npy|mds] [--split file|block|line] [--field text] INPUT...
+  prepare_data.py text   --tokenizer MODEL_DIR --out DIR [--format tokens|mds] [--split file|block|line] [--field text] INPUT...
       UTF-8 text files, JSON lines, or folders of *.txt and *.jsonl, become a token folder, or MosaicML MDS shards.
   prepare_data.py recall --tokenizer MODEL_DIR --out DIR
       Prose, names and codes become a recall kit: the pieces from which prulong composes synthetic long-range recall.
 
 Both write into a temporary folder that is renamed at the end, and leave a folder that already holds the same data alone.
 
-TOKEN FOLDER (--format npy; a source of type tokens)
+TOKEN FOLDER (--format tokens; a source of type tokens)
   tokens.npy     [tokens] uint16, or uint32 for vocabularies beyond 65,536
   documents.npy  [documents + 1] int64: where each document starts in tokens.npy, and the token count at the end
   data.json      format "prulong-tokens", version, tokenizer {name, sha256}, vocab_size, tokens, documents, inputs
@@ -59,8 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     text.add_argument("--split", choices=("file", "block", "line"), default="file",
                       help="what one document is: a file, a block between blank lines, or a line (default: %(default)s)")
     text.add_argument("--field", default="text", help="which field of a JSON line is its text (default: %(default)s)")
-    text.add_argument("--format", choices=("npy", "mds"), default="npy",
-                      help="npy: a token folder; mds: MosaicML MDS shards (default: %(default)s)")
+    text.add_argument("--format", choices=("tokens", "mds"), default="tokens",
+                      help="tokens: a token folder; mds: MosaicML MDS shards (default: %(default)s)")
     text.add_argument("--sample-tokens", type=positive, default=65536, metavar="N",
                       help="mds: tokens of a sample; best train.seq_len or a part of it (default: %(default)s)")
     text.set_defaults(run=prepare_text)

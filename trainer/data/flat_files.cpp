@@ -16,12 +16,24 @@ namespace {
 
 namespace fs = std::filesystem;
 
+/// Refuses what scripts/prepare_data.py writes: only one of its arrays holds tokens.
+void refuse_prepared(const fs::path& folder) {
+  std::error_code ignored;
+  for (const auto& [offsets, type] : {std::pair("documents.npy", "tokens"), std::pair("offsets.npy", "recall")}) {
+    if (fs::exists(folder / "tokens.npy", ignored) && fs::exists(folder / offsets, ignored)) {
+      throw Error(folder.string() + ": " + offsets +
+                  " beside tokens.npy: a folder of scripts/prepare_data.py; say type: " + type);
+    }
+  }
+}
+
 /// The file, or the folder's files with the extension, sorted by name.
 std::vector<fs::path> find_files(const fs::path& path, const std::string& extension) {
   std::error_code error;
   if (fs::is_regular_file(path, error)) return {path};
   std::vector<fs::path> files;
   if (!fs::is_directory(path, error)) throw Error(path.string() + ": no such file or folder");
+  if (extension == ".npy") refuse_prepared(path);
   for (const auto& entry : fs::directory_iterator(path, error)) {
     if (entry.path().extension() == extension && entry.is_regular_file(error)) files.push_back(entry.path());
   }

@@ -139,6 +139,10 @@ TEST_CASE("bad flat files are refused by file and reason") {
   CHECK_THROWS_WITH(open(path, IntegerType::kUint16),
                     ContainsSubstring("a.bin: whole uint16 integers of 2 bytes expected, 5 bytes found"));
   CHECK_THROWS_WITH(open(path, {}), ContainsSubstring("a.bin: not a .npy file"));
+  for (const char* name : {"tokens.npy", "documents.npy"}) write_text(folder.path() / name, "");
+  CHECK_THROWS_WITH(open(folder.path(), {}),
+                    ContainsSubstring("a folder of scripts/prepare_data.py; say type: tokens"));
+  for (const char* name : {"tokens.npy", "documents.npy"}) std::filesystem::remove(folder.path() / name);
   write_text(path, bytes_of<uint16_t>({1, 99, 100, 3}));
   CHECK_THROWS_WITH(open(path, IntegerType::kUint16)->sequence(0),
                     ContainsSubstring("a.bin: token 100 at position 2 is beyond the vocabulary of 100"));
