@@ -9,12 +9,14 @@ growth   Our step at rising lengths: time and memory.
 
 Both sides keep all activations, have the same threads and dtype. On a CPU that multiplies bfloat16 in a slow loop, the
 published way gets its matrix products and attention in float32, as ours does them ("wide"; --plain leaves them to PyTorch).
-Peak memory is the peak resident set of a side's process. Every part adds its cases to one JSON and draws the picture again.
+Processor time is that of all threads: what else runs on the machine changes it less than seconds. Peak memory is the peak
+resident set of a side's process. Every part adds its cases to one JSON and draws the picture again.
 
 Usage: scripts/bench_train_step.py [step] [forward] [growth] [--lengths ...] [--dtype ...]     after scripts/fetch_smollm2.py
 """
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -45,18 +47,21 @@ class Side:
         self.process = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=environment, text=True,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
+    def processor_s(self) -> float:
+        """What all its threads have used so far."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def step(self) -> dict:
+        before = self.processor_s()
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
             raise RuntimeError(f"{self.process.args[:2]} stopped with exit status {self.process.wait()}")
-        return json.loads(answer)
+        return {**json.loads(answer), "processor_s": self.processor_s() - before}
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *unused):
+    def stop(self) -> None:
         self.process.kill()
         self.process.wait()
 
@@ -71,24 +76,28 @@ def command(name: str, tokens: int, a: argparse.Namespace) -> list:
 
 
 def alternate(names: list[str], tokens: int, a: argparse.Namespace) -> list[dict]:
-    """Medians of each side's steps, taken in turns."""
+    """Medians of each side's steps, taken in turns. An interrupt ends the case with the turns that it has."""
     sides = {name: Side(command(name, tokens, a), a.threads) for name in names}
     answers = {name: [] for name in names}
     try:
         for turn in range(a.warm_up + a.rounds):
             for name, side in sides.items():
                 answer = side.step()
-                print(f"  {tokens:,} {name}: {answer['step_s']:.2f} s", file=sys.stderr, flush=True)
+                print(f"  {tokens:,} {name}: {answer['step_s']:.2f} s, processor {answer['processor_s']:.2f} s", file=sys.stderr, flush=True)
                 if turn >= a.warm_up:
                     answers[name].append(answer)
+    except KeyboardInterrupt:
+        if not all(answers.values()):
+            raise
     finally:
         for side in sides.values():
-            side.__exit__()
+            side.stop()
     rows = []
     for name in names:
         seconds = [answer["step_s"] for answer in answers[name]]
+        processor = [answer["processor_s"] for answer in answers[name]]
         row = {"side": name, "step_s": statistics.median(seconds), "all_step_s": seconds,
-               "tokens_per_s": tokens / statistics.median(seconds),
+               "tokens_per_s": tokens / statistics.median(seconds), "processor_s": statistics.median(processor),
                "peak_resident_gib": max(answer["peak_resident_gib"] for answer in answers[name])}
         if "fractional_share" in answers[name][0]:
             row |= {key: statistics.mean(x[key] for x in answers[name]) for key in ("fractional_share", "local_share")}
@@ -100,14 +109,13 @@ def step(tokens: int, a: argparse.Namespace) -> list[dict]:
     rows = alternate([PUBLISHED, "fresh gates", "70 % local"], tokens, a)
     for row in rows[1:]:
         row["tokens_per_s_ratio"] = row["tokens_per_s"] / rows[0]["tokens_per_s"]
+        row["fastest_ratio"] = min(rows[0]["all_step_s"]) / min(row["all_step_s"])
+        row["processor_ratio"] = rows[0]["processor_s"] / row["processor_s"]
         row["peak_resident_ratio"] = row["peak_resident_gib"] / rows[0]["peak_resident_gib"]
-        print(f"{tokens:,} tokens, {row['side']}: {row['step_s']:.2f} s, {row['tokens_per_s_ratio']:.2f} x tokens/s, "
+        print(f"{tokens:,} tokens, {row['side']}: {row['step_s']:.2f} s, {row['tokens_per_s_ratio']:.2f} x tokens/s "
+              f"(fastest {row['fastest_ratio']:.2f}, processor {row['processor_ratio']:.2f}), "
               f"{row['peak_resident_gib']:.2f} GiB, {row['peak_resident_ratio']:.2f} x memory", flush=True)
     return rows
-
-
-def growth(tokens: int, a: argparse.Namespace) -> list[dict]:
-    return alternate(a.gates, tokens, a)
 
 
 class Forward:
@@ -169,16 +177,17 @@ class Forward:
 
 
 def draw(runs: list[dict], path: Path) -> None:
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4))
+    from matplotlib.figure import Figure
     lines: dict[str, list] = {}
     for run in runs:
         for row in run["rows"]:
             if run["dtype"] == "bfloat16" and not run["plain"] and (
                     run["part"] == "growth" or (run["part"] == "step" and row["side"] in (PUBLISHED, "fresh gates"))):
                 lines.setdefault(row["side"], []).append((run["tokens"], row["step_s"], row["peak_resident_gib"]))
+    if not lines:
+        return
+    figure = Figure(figsize=(10, 4))
+    axes = figure.subplots(1, 2)
     for name, points in lines.items():
         points.sort()
         for axis, at in zip(axes, (1, 2)):
@@ -195,7 +204,6 @@ def draw(runs: list[dict], path: Path) -> None:
     figure.suptitle("SmolLM2-135M on a CPU: one masks training step, bfloat16")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def record(out: Path, run: dict) -> None:
@@ -231,9 +239,10 @@ def main() -> int:
     facts = {"bfloat16_instructions": "avx512_bf16" in flags or "amx_bf16" in flags, "threads": a.threads,
              "sink": a.sink, "window": a.window, "dtype": a.dtype, "plain": a.plain}
     for part in a.parts or LENGTHS:
-        measure = Forward(a).measure if part == "forward" else {"step": step, "growth": growth}[part]
+        measure = Forward(a).measure if part == "forward" else step if part == "step" else functools.partial(alternate, a.gates)
         for tokens in a.lengths or LENGTHS[part]:
-            record(a.out, {"part": part, "tokens": tokens, **facts, "rows": measure(tokens, a)})
+            record(a.out, {"part": part, "tokens": tokens, **facts, "rows": measure(tokens, a),
+                           "load_average_after": os.getloadavg()[0]})
     return 0
 
 
