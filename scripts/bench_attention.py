@@ -14,6 +14,7 @@ The operators' library is PRULONG_OPS_LIBRARY, else build/cuda/lib/libprulong_op
 """
 
 import argparse
+import itertools
 import os
 import statistics
 import sys
@@ -81,9 +82,10 @@ def head_mask(is_global: torch.Tensor, group: int, queries: int, keys: int, back
 
 # --- Timing
 class Clock:
-    """Medians of CUDA-event times. What is compared runs in turn, round after round, so that all see the same clock rates."""
+    """Medians of CUDA-event times. What is compared runs in turns of about 0.1 s, in another order each round: a GPU at its
+    power limit runs whoever comes after an idler faster."""
 
-    ROUNDS = 5
+    ROUNDS = 6
 
     def __init__(self, budget: float):
         self.budget = budget  # seconds a figure
@@ -97,17 +99,18 @@ class Clock:
             start = time.perf_counter()
             run()
             torch.cuda.synchronize()
-            counts[name] = int(min(20, max(2, self.budget / self.ROUNDS / (time.perf_counter() - start))))
-        for _ in range(self.ROUNDS):
-            for name, run in runs.items():
+            counts[name] = int(min(50, max(2, self.budget / self.ROUNDS / (time.perf_counter() - start))))
+        orders = list(itertools.permutations(runs))
+        for n in range(self.ROUNDS):
+            for name in orders[n * len(orders) // self.ROUNDS]:
                 events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(counts[name])]
-                run()
                 for begin, end in events:
                     begin.record()
-                    run()
+                    runs[name]()
                     end.record()
                 torch.cuda.synchronize()
-                times[name] += [begin.elapsed_time(end) for begin, end in events]
+                of_turn = [begin.elapsed_time(end) for begin, end in events]
+                times[name] += of_turn[len(of_turn) // 3:]  # the rest of the turn before
         return {name: statistics.median(of_run) for name, of_run in times.items()}
 
 

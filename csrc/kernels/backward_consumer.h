@@ -49,10 +49,6 @@ class Consumer {
   using Scores = Accumulator<kPartRows>;
   using Weights = Operand<kPartRows / 16>;
 
-  /// Gives a stage back. Per warp: each waits for its own quarter of the products.
-  PRULONG_DEVICE void release(Shared barrier) {
-    if (lane_index() == 0) arrive(barrier);
-  }
   PRULONG_DEVICE Shared q_tile(int part) const {
     return memory_ + Shape::kQ + ring_.stage() * Shape::kQueryBytes + part * kPartBytes;
   }

@@ -34,14 +34,14 @@ struct Barriers {
     for (int s = 0; s < Shape::kStages; ++s) {
       init_barrier(q_full(s), 1);
       init_barrier(o_full(s), 1);
-      init_barrier(empty(s), 8);
+      init_barrier(empty(s), 8 * kWarpArrivals);
     }
     for (int s = 0; s < 2; ++s) {
       init_barrier(item_full(s), 1);
-      init_barrier(item_empty(s), 11);
+      init_barrier(item_empty(s), 11 * kWarpArrivals);
     }
     init_barrier(keys_full(), 2);
-    init_barrier(keys_empty(), 8);
+    init_barrier(keys_empty(), 8 * kWarpArrivals);
     init_barrier(mend(), 2);
     init_barrier(item_wanted(), 1);
     fence_barrier_init();
@@ -150,10 +150,8 @@ class Loader {
         item.for_each_step([&](int query_head, int pass, int tile) { load_step(item, query_head, pass, tile); });
       }
       sync_warp();
-      if (elect_one()) {
-        arrive(barriers_.item_wanted());
-        arrive(barriers_.item_empty(slot.stage()));
-      }
+      if (elect_one()) arrive(barriers_.item_wanted());
+      release(barriers_.item_empty(slot.stage()));
     }
   }
 
@@ -286,7 +284,7 @@ PRULONG_DEVICE void add_sums(const BackwardArguments& a, Shared memory, int half
       }
     });
     sync_warp();
-    if (elect_one()) arrive(barriers.item_empty(slot.stage()));
+    release(barriers.item_empty(slot.stage()));
   }
   if (elect_one()) wait_stores<0>();
 }

@@ -8,8 +8,8 @@ namespace prulong::kernels::forward {
 
 /// The warpgroup that computes rows 64 `group` and on of every item.
 ///
-/// Steps of all items follow one another: while the weights of a step are multiplied with their values, the scores of
-/// the next step are computed and turned into weights, be it of the same item or of the next.
+/// While the weights of a step are multiplied with their values, the scores of the next step are computed and turned
+/// into weights.
 template <class Shape>
 class Consumer {
  public:
@@ -17,19 +17,12 @@ class Consumer {
       : a_(arguments), memory_(memory), barriers_{memory + Shape::kBarriers}, group_(group) {}
 
   PRULONG_DEVICE void run() {
-    take_item();
-    while (left_ >= 0) {
+    for (; take_item(); q_.advance()) {
       clear_sums();
       softmax_ = Softmax{};
-      if (stepping_) {
-        visit();
-      } else {
-        drop_skipped();
-        take_next_item();
-      }
-      finish(finish_rows());
+      if (left_ > 0) visit();
+      finish();
     }
-    drop_skipped();
     wait_stores<0>();
   }
 
@@ -42,10 +35,6 @@ class Consumer {
     float of_row[2];
   };
 
-  /// Gives a stage back. Per warp: each waits for its own quarter of the products.
-  PRULONG_DEVICE void release(Shared barrier) {
-    if (lane_index() == 0) arrive(barrier);
-  }
   PRULONG_DEVICE void release_keys() {
     release(barriers_.k_empty(k_.stage()));
     k_.advance();
@@ -54,55 +43,28 @@ class Consumer {
     release(barriers_.v_empty(v_.stage()));
     v_.advance();
   }
-  /// Gives the values of skipped key blocks back, which come next. The last of them may be loaded only once the item
-  /// before theirs is finished.
-  PRULONG_DEVICE void drop_skipped() {
-    for (; Shape::kSkips && skipped_ > 0; --skipped_) {
-      wait(barriers_.v_full(v_.stage()), v_.parity());
-      release_values();
-    }
-  }
-  PRULONG_DEVICE Shared work(int stage) const { return memory_ + Shape::kWork + stage * Shape::kWorkBytes; }
+  PRULONG_DEVICE Shared work() const { return memory_ + Shape::kWork + q_.stage() * Shape::kWorkBytes; }
 
-  /// Waits for the next item and finds its first step.
-  PRULONG_DEVICE void take_item() {
+  /// Waits for the next item; false if there is none.
+  PRULONG_DEVICE bool take_item() {
     wait(barriers_.q_full(q_.stage()), q_.parity());
-    const WorkHead head = load_shared<WorkHead>(work(q_.stage()));
-    const WorkRows rows = load_shared<WorkRows>(work(q_.stage()) + 16);
-    const WorkSteps steps = load_shared<WorkSteps>(work(q_.stage()) + 32);
+    const WorkHead head = load_shared<WorkHead>(work());
+    const WorkRows rows = load_shared<WorkRows>(work() + 16);
+    const WorkSteps steps = load_shared<WorkSteps>(work() + 32);
     branch_ = static_cast<Branch>(shuffle(head.branch, 0));
     // A warpgroup beyond the document's rows is where no key is seen.
     constexpr int kNowhere = -(1 << 20);
     position_ = shuffle(rows.count > 64 * group_ ? rows.position + 64 * group_ : kNowhere, 0);
-    left_ = shuffle(head.more != 0 ? steps.count : -1, 0);
-    block_ = shuffle(steps.block, 0) + 1;
+    left_ = shuffle(steps.count, 0);
+    block_ = shuffle(steps.block, 0);
     near_begin_ = shuffle(steps.near_begin, 0);
-    find_step();
+    return shuffle(head.more, 0) != 0;
   }
 
-  PRULONG_DEVICE void take_next_item() {
-    q_.advance();
-    take_item();
-  }
-  /// Of the item before the latest one taken.
-  PRULONG_DEVICE int last_stage() const { return q_.stage() ^ 1; }
-
-  /// Goes on to the item's next step in which the warpgroup's rows see any key. Skips no more than the loader can be
-  /// ahead, as the values of the step before may not have been given back.
-  PRULONG_DEVICE void find_step() {
-    for (stepping_ = false; left_ > 0 && !stepping_;) {
-      --left_;
-      if (--block_ == near_begin_ - 1) {
-        block_ = kernels::detail::lesser(block_, shuffle(load_shared<WorkSteps>(work(q_.stage()) + 32).far_end, 0) - 1);
-      }
-      stepping_ = !Shape::kSkips || skipped_ == Shape::kStages - 1 ||
-                  any_visible(branch_, a_.schedule.batch.locality, {position_, position_ + 64},
-                              {block_ * kKeyBlock, (block_ + 1) * kKeyBlock});
-      if (!stepping_) {
-        wait(barriers_.k_full(k_.stage()), k_.parity());
-        release_keys();
-        ++skipped_;
-      }
+  /// Goes on to the item's next key block.
+  PRULONG_DEVICE void advance_block() {
+    if (--block_ == near_begin_ - 1) {
+      block_ = kernels::detail::lesser(block_, shuffle(load_shared<WorkSteps>(work() + 32).far_end, 0) - 1);
     }
   }
 
@@ -137,7 +99,7 @@ class Consumer {
       mask_scores(scores_, branch_, locality, position_ + warp_row(), first_key);
     }
     const bool corrects = softmax_.take(scores_, a_.scale);
-    softmax_.template weigh<Shape::kPolynomials>(scores_, a_.scale);
+    softmax_.weigh(scores_, a_.scale);
     return corrects;
   }
   PRULONG_DEVICE void pack_weights() {
@@ -156,24 +118,17 @@ class Consumer {
   /// The thread's upper row among the warpgroup's 64.
   PRULONG_DEVICE int warp_row() const { return 16 * (warp_index() % 4) + lane_index() / 4; }
 
-  /// Takes the item's steps, and those of items that follow, up to one without a step. The last one is yet to be
-  /// finished.
+  /// Takes the item's steps, of which there is one at least.
   PRULONG_DEVICE void visit() {
     wait(barriers_.k_full(k_.stage()), k_.parity());
     begin_matrices(scores_);
     multiply_keys();
     wait_matrices<0>(scores_);
     release_keys();
-    drop_skipped();
     weigh();  // nothing is summed yet
     pack_weights();
-    for (;;) {
-      find_step();
-      const bool ends = !stepping_;
-      if (ends) {
-        take_next_item();
-        if (!stepping_ || !Shape::kFlows) break;
-      }
+    while (--left_ > 0) {
+      advance_block();
       wait(barriers_.k_full(k_.stage()), k_.parity());
       begin_matrices(scores_);
       multiply_keys();
@@ -182,21 +137,10 @@ class Consumer {
       multiply_values();
       wait_matrices<1>(scores_);
       release_keys();
-      Inverse inverse = {};
-      if (ends) {
-        inverse = finish_rows();
-        softmax_ = Softmax{};
-      }
       const bool corrects = weigh();
       wait_matrices<0>(sums_, weights_);
       release_values();
-      drop_skipped();
-      if (ends) {
-        finish(inverse);
-        clear_sums();
-      } else if (corrects) {
-        softmax_.correct(sums_);
-      }
+      if (corrects) softmax_.correct(sums_);
       pack_weights();
     }
     wait(barriers_.v_full(v_.stage()), v_.parity());
@@ -206,11 +150,23 @@ class Consumer {
     release_values();
   }
 
-  /// Writes the log-sum-exps of the item before the latest one taken. Returns what its sums are to be multiplied with.
-  PRULONG_DEVICE Inverse finish_rows() {
-    const int stage = last_stage();
-    const WorkHead head = load_shared<WorkHead>(work(stage));
-    const WorkRows rows = load_shared<WorkRows>(work(stage) + 16);
+  /// Writes the item's log-sum-exps and output, and gives its stage back.
+  PRULONG_DEVICE void finish() {
+    const WorkHead head = load_shared<WorkHead>(work());
+    const WorkRows rows = load_shared<WorkRows>(work() + 16);
+    const Inverse inverse = finish_rows(head, rows);
+    const int count = shuffle(rows.count, 0) - 64 * group_;
+    if (shuffle(head.partial, 0) >= 0) {
+      write_partial(head.partial, count, inverse);
+    } else {
+      write_rows(head, rows.first + 64 * group_, count, inverse);
+    }
+    sync_warp();
+    release(barriers_.q_empty(q_.stage()));
+  }
+
+  /// Writes log-sum-exps. Returns what the sums are to be multiplied with.
+  PRULONG_DEVICE Inverse finish_rows(WorkHead head, WorkRows rows) {
     const bool local = head.branch == static_cast<int>(Branch::kLocal);
     float* const lse_out =
         (head.partial >= 0 ? a_.partial_lse + head.partial * int64_t{Shape::kQueryRows}
@@ -230,21 +186,6 @@ class Consumer {
       if (lane_index() % 4 == 0 && row < rows.count - 64 * group_) store_global(lse_out + row, lse);
     }
     return inverse;
-  }
-
-  /// Writes that item's output and gives its stage back.
-  PRULONG_DEVICE void finish(Inverse inverse) {
-    const int stage = last_stage();
-    const WorkHead head = load_shared<WorkHead>(work(stage));
-    const WorkRows rows = load_shared<WorkRows>(work(stage) + 16);
-    const int count = shuffle(rows.count, 0) - 64 * group_;
-    if (shuffle(head.partial, 0) >= 0) {
-      write_partial(head.partial, count, inverse);
-    } else {
-      write_rows(head, rows.first + 64 * group_, count, inverse);
-    }
-    sync_warp();
-    release(barriers_.q_empty(stage));
   }
 
   PRULONG_DEVICE void write_partial(int slot, int count, Inverse inverse) {
@@ -315,13 +256,10 @@ class Consumer {
   const int group_;
   Ring<2> q_;
   Ring<Shape::kStages> k_, v_;
-  // The latest item taken: its branch, the position of the warpgroup's first row, how many steps are left (-1: there
-  // was no item), and the key block before which there is a gap.
+  // The item: its branch, the position of the warpgroup's first row, how many steps are left, the key block of the
+  // step, and the key block before which there is a gap.
   Branch branch_;
-  int position_, left_, near_begin_;
-  // Is there a step to take, its key block, and how many blocks before it were skipped whose values are still there.
-  bool stepping_;
-  int block_, skipped_ = 0;
+  int position_, left_, block_, near_begin_;
   Scores scores_;
   Operand<kKeyBlock / 16> weights_;
   Sums sums_;

@@ -40,16 +40,16 @@ struct Barriers {
   PRULONG_DEVICE Shared mend() const { return k_full(4 * Shape::kStages); }
 
   PRULONG_DEVICE void init() const {
-    const int consumer_warps = 4 * Shape::kConsumers;
+    const int consumers = 4 * Shape::kConsumers * kWarpArrivals;
     for (int s = 0; s < 2; ++s) {
       init_barrier(q_full(s), 1);
-      init_barrier(q_empty(s), consumer_warps);
+      init_barrier(q_empty(s), consumers);
     }
     for (int s = 0; s < Shape::kStages; ++s) {
       init_barrier(k_full(s), 1);
       init_barrier(v_full(s), 1);
-      init_barrier(k_empty(s), consumer_warps);
-      init_barrier(v_empty(s), consumer_warps);
+      init_barrier(k_empty(s), consumers);
+      init_barrier(v_empty(s), consumers);
     }
     init_barrier(mend(), 1);
     fence_barrier_init();

@@ -9,16 +9,10 @@
 namespace prulong::kernels {
 
 /// Sizes of a forward kernel and the plan of its shared memory.
-/// kFlowing: a warpgroup begins an item's products while the last products of the one before run (at 64 columns that
-/// would spill registers). kSkipping: it skips
-/// key blocks of which its own rows see nothing. kShare: of every 16 weights, how many are computed without the special
-/// function unit.
-template <ElementType kElement, int kDim, bool kFlowing = false, bool kSkipping = false, int kShare = 0>
+template <ElementType kElement, int kDim>
 struct ForwardShape {
   static constexpr ElementType kType = kElement;
   static constexpr int kHeadDim = kDim;
-  static constexpr bool kFlows = kFlowing, kSkips = kSkipping;
-  static constexpr int kPolynomials = kShare;
 
   static constexpr int kConsumers = forward_query_rows(kDim) / 64;
   static constexpr int kQueryRows = 64 * kConsumers;

@@ -79,8 +79,7 @@ struct Softmax {
     return device::any(moved);
   }
 
-  /// Turns the scores taken last into weights; kShare of 16 of them by a polynomial.
-  template <int kShare>
+  /// Turns the scores taken last into weights.
   PRULONG_DEVICE void weigh(Scores& scores, float scale) {
     const float shift[2] = {-maximum[0] * scale, -maximum[1] * scale};
     PRULONG_UNROLL
@@ -88,8 +87,7 @@ struct Softmax {
     PRULONG_UNROLL
     for (int i = 0; i < Scores::kSize; ++i) {
       const int r = i / 2 % 2;
-      const float power = device::fused(scores[i], scale, shift[r]);
-      scores[i] = i * kShare % 16 < kShare ? device::exp2_polynomial(power) : device::exp2_fast(power);
+      scores[i] = device::exp2_fast(device::fused(scores[i], scale, shift[r]));
       sum[r] += scores[i];
     }
   }

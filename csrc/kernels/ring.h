@@ -1,9 +1,23 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "csrc/kernels/device/platform.h"
+#include "csrc/kernels/device/barrier.h"
+#include "csrc/kernels/device/thread.h"
 
 namespace prulong::kernels {
+
+/// How often a warp arrives at a barrier to give a stage back. Once: the lanes are in step, so one arrival tells of
+/// what all of them did before. compute-sanitizer's racecheck believes only a lane that arrives itself.
+#ifdef PRULONG_RACECHECK
+constexpr int kWarpArrivals = device::kWarpThreads;
+#else
+constexpr int kWarpArrivals = 1;
+#endif
+
+/// Gives a stage back for the calling warp, whose lanes are in step. The barrier counts kWarpArrivals for each warp.
+inline PRULONG_DEVICE void release(device::Shared barrier) {
+  if (kWarpArrivals > 1 || device::lane_index() == 0) device::arrive(barrier);
+}
 
 /// Where a thread stands in a ring of stages. parity: of the barrier phase in which the stage becomes full; a stage
 /// becomes empty in the other one. One register.

@@ -4,12 +4,15 @@
 //   nvcc -std=c++17 -O3 -t 0 --split-compile=0 -gencode=arch=compute_90a,code=sm_90a -I. -o bench_forward
 //     tests/csrc/kernels/bench_forward.cu csrc/kernels/{combine,forward,forward_*,schedule,tensor_map}.cu
 //     csrc/kernels/schedule.cpp
+// Arguments: none, "check", "time", or "once": one causal case of 16,384 tokens, for a profiler.
 #include <cuda_bf16.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <string>
 #include <vector>
 
 #include "csrc/kernels/combine.h"
@@ -66,6 +69,7 @@ struct Case {
   std::vector<int> nan_documents = {};
   std::vector<int> k_bounds = {};  // empty: bounds
   int processors = 0;
+  int section = 0;  // KV heads in a section; 0: the schedule's choice
 };
 
 // A case in GPU memory.
@@ -129,6 +133,7 @@ float run(Problem& p, int repeats) {
   Array<unsigned char> memory(schedule_bytes(batch, options));
   ForwardParams params = {};
   params.schedule = make_schedule(batch, options, memory.data);
+  if (p.c.section > 0) params.schedule.q_section = p.c.section;
   const int64_t dim = p.c.dim;
   const auto dense = [&](Array<__nv_bfloat16>& x, int64_t tokens, int64_t heads) {
     return PackedTensor{ElementType::kBFloat16, x.data, tokens, heads, dim, heads * dim, dim};
@@ -277,7 +282,7 @@ bool check(const Problem& p, int samples) {
 }
 
 template <class Shape>
-bool check_small(const char* name) {
+bool check_small() {
   std::vector<Case> cases;
   Case c = {Shape::kHeadDim, 8, 4, {128, 256}, {0, 1, 1, 128, 257, 700, 2000, 2063}, {0.0f, 1.0f, 0.5f, 1e-6f}};
   cases.push_back(c);
@@ -294,7 +299,7 @@ bool check_small(const char* name) {
     Problem p(one, 11);
     run<Shape>(p, 1);
     OK(cudaDeviceSynchronize());
-    std::printf("%s, D %d\n", name, Shape::kHeadDim);
+    std::printf("D %d\n", Shape::kHeadDim);
     good = check(p, 1000000) && good;
   }
   return good;
@@ -317,45 +322,37 @@ double pairs_of(const Case& c) {
   return pairs * (c.query_heads / c.kv_heads);
 }
 
-// One variant of the kernel.
-struct Variant {
-  const char* name;
-  bool (*check)(const char*);
-  float (*run)(Problem&, int);
-};
-template <int kDim, bool kFlows, bool kSkips, int kShare>
-Variant variant(const char* name) {
-  using Shape = ForwardShape<ElementType::kBFloat16, kDim, kFlows, kSkips, kShare>;
-  return {name, check_small<Shape>, run<Shape>};
-}
-
-// Times variants in turn, round after round, so that all see the same clocks.
-void race(const std::vector<Variant>& variants, const char* what, const Case& c, int rounds) {
-  Problem p(c, 5);
-  const double flop = 4.0 * c.dim * pairs_of(c);
+// Times cases that differ in one setting in turn, round after round, so that all see the same clocks.
+template <class Shape>
+void race(const char* what, const std::vector<Case>& cases, const char* setting, int Case::*of, int rounds) {
+  const double flop = 4.0 * Shape::kHeadDim * pairs_of(cases[0]);
   const int repeats = std::max(3, int(2e13 / flop));
-  std::vector<std::vector<float>> times(variants.size());
+  std::vector<std::vector<float>> times(cases.size());
+  Problem p(cases[0], 5);
   for (int n = 0; n <= rounds; ++n) {
-    for (size_t i = 0; i < variants.size(); ++i) {
-      const float ms = variants[i].run(p, repeats);
+    for (size_t i = 0; i < cases.size(); ++i) {
+      p.c = cases[i];
+      const float ms = run<Shape>(p, repeats);
       if (n > 0) times[i].push_back(ms);
     }
   }
-  std::printf("race D %3d %-24s", c.dim, what);
-  for (size_t i = 0; i < variants.size(); ++i) {
+  std::printf("D %3d %-24s", Shape::kHeadDim, what);
+  for (size_t i = 0; i < cases.size(); ++i) {
     std::sort(times[i].begin(), times[i].end());
     const float ms = times[i][times[i].size() / 2];
-    std::printf("  %s %.3f ms %.0f", variants[i].name, ms, flop / ms * 1e-9);
+    if (of != nullptr) std::printf("  %s %d:", setting, cases[i].*of);
+    std::printf(" %.3f ms %.0f TFLOP/s", ms, flop / ms * 1e-9);
   }
   std::printf("\n");
   std::fflush(stdout);
 }
 
-void race_all(const std::vector<Variant>& variants, int dim) {
+template <class Shape>
+void time_all() {
   const Locality locality = {128, 1024};
   const std::vector<float> global(8, 1.0f), local(8, 0.0f), mixed = {0, 0, 1, 0, 0, 1, 0, 0};  // 75 % local
   const auto whole = [&](int tokens, const std::vector<float>& gate) {
-    return Case{dim, 32, 8, locality, {0, tokens}, gate};
+    return Case{Shape::kHeadDim, 32, 8, locality, {0, tokens}, gate};
   };
   const auto chunk = [&](int tokens, const std::vector<float>& gate, int processors = 0) {
     Case c = whole(tokens, gate);
@@ -363,32 +360,44 @@ void race_all(const std::vector<Variant>& variants, int dim) {
     c.processors = processors;
     return c;
   };
-  race(variants, "causal 4096", whole(4096, global), 7);
-  race(variants, "causal 16384", whole(16384, global), 7);
-  race(variants, "causal 65536", whole(65536, global), 3);
-  race(variants, "local 4096", whole(4096, local), 7);
-  race(variants, "local 32768", whole(32768, local), 7);
+  for (const int tokens : {4096, 16384, 65536}) {
+    std::vector<Case> cases;
+    for (const int section : {0, 1, 2, 4, 8}) {
+      cases.push_back(whole(tokens, global));
+      cases.back().section = section;
+    }
+    const std::string what = "causal " + std::to_string(tokens);
+    race<Shape>(what.c_str(), cases, "section", &Case::section, tokens > 16384 ? 3 : 7);
+  }
+  race<Shape>("local 4096", {whole(4096, local)}, "", nullptr, 7);
+  race<Shape>("local 32768", {whole(32768, local)}, "", nullptr, 7);
   const std::vector<int> short_documents = {0, 300, 1000, 1900, 2000, 2700, 3100, 4096, 6000, 6100, 7000, 8192};
-  race(variants, "documents 8192", {dim, 32, 8, locality, short_documents, global}, 7);
-  if (dim != 128) return;
-  race(variants, "8192 of 131072, global", chunk(8192, global), 3);
-  race(variants, "8192 of 131072, mixed", chunk(8192, mixed), 3);
-  race(variants, "2048 of 131072, mixed", chunk(2048, mixed), 7);
-  race(variants, "the same, split", chunk(2048, mixed, 132), 7);
+  race<Shape>("documents 8192", {{Shape::kHeadDim, 32, 8, locality, short_documents, global}}, "", nullptr, 7);
+  if (Shape::kHeadDim != 128) return;
+  race<Shape>("8192 of 131072, global", {chunk(8192, global)}, "", nullptr, 3);
+  race<Shape>("8192 of 131072, mixed", {chunk(8192, mixed)}, "", nullptr, 3);
+  race<Shape>("2048 of 131072, mixed", {chunk(2048, mixed), chunk(2048, mixed, 132)}, "processors", &Case::processors,
+              7);
 }
 
-int main() {
-  const std::vector<Variant> wide = {variant<128, false, false, 0>("plain"), variant<128, true, false, 0>("flow"),
-                                     variant<128, false, true, 0>("skip"), variant<128, true, true, 0>("flow+skip")};
-  const std::vector<Variant> narrow = {variant<64, false, false, 0>("plain"), variant<64, false, true, 0>("skip"),
-                                       variant<64, false, false, 2>("2/16"), variant<64, false, true, 2>("skip+2/16")};
+int main(int argc, char** argv) {
+  using Dim128 = forward::BFloat16Dim128;
+  using Dim64 = forward::BFloat16Dim64;
+  const auto wanted = [&](const char* what) { return argc < 2 || std::strcmp(argv[1], what) == 0; };
   bool good = true;
-  for (const auto* variants : {&wide, &narrow}) {
-    for (const Variant& v : *variants) good = v.check(v.name) && good;
+  if (wanted("check")) {
+    good = check_small<Dim128>();
+    good = check_small<Dim64>() && good;
+    std::printf(good ? "all correct\n" : "WRONG RESULTS\n");
+    std::fflush(stdout);
   }
-  std::printf("%s\n", good ? "all correct" : "WRONG RESULTS");
-  std::fflush(stdout);
-  race_all(wide, 128);
-  race_all(narrow, 64);
+  if (wanted("time")) {
+    time_all<Dim128>();
+    time_all<Dim64>();
+  }
+  if (argc > 1 && wanted("once")) {
+    Problem p({128, 32, 8, {128, 1024}, {0, 16384}, std::vector<float>(8, 1.0f)}, 5);
+    run<Dim128>(p, 2);
+  }
   return good ? 0 : 1;
 }
