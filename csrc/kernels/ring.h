@@ -15,8 +15,9 @@ constexpr int kWarpArrivals = 1;
 #endif
 
 /// Gives a stage back for the calling warp, whose lanes are in step. The barrier counts kWarpArrivals for each warp.
-inline PRULONG_DEVICE void release(device::Shared barrier) {
-  if (kWarpArrivals > 1 || device::lane_index() == 0) device::arrive(barrier);
+template <int kArrivals = kWarpArrivals>
+PRULONG_DEVICE void release(device::Shared barrier) {
+  if (kArrivals > 1 || device::lane_index() == 0) device::arrive(barrier);
 }
 
 /// Where a thread stands in a ring of stages. parity: of the barrier phase in which the stage becomes full; a stage
