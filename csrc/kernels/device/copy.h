@@ -16,8 +16,9 @@ namespace prulong::kernels::device {
 /// the 128-byte swizzle: 16-byte chunk c of row r lies at chunk c ^ (r mod 8). Boxes of float have no swizzle. Reads
 /// outside the tensor give zeros, writes outside are dropped; a box always moves its whole size in bytes.
 /// A box starts at a column whose bytes are a multiple of 16 (else: "illegal instruction"). Loads may start before the
-/// tensor, stores may not.
-/// Host code makes them: csrc/kernels/tensor_map.h.
+/// tensor, stores may not. A tensor that is stored to has rows of a multiple of 16 bytes: the GPU drops what lies
+/// outside by chunks of 16 bytes, and writes the whole of one that lies half inside. Host code makes them:
+/// csrc/kernels/tensor_map.h.
 #if PRULONG_ON_DEVICE
 using TensorMap = CUtensorMap;
 #else

@@ -226,10 +226,10 @@ void check_named_barriers(Machine& machine) {
   machine.report("barriers by number", differences(outcome<NamedBarriers, int>(machine, nothing, 64), expected), 0);
 }
 
-/// A tensor [3][10][70] and boxes of it, inside and over every edge.
-template <class T, bool kSwizzle>
+/// A tensor [3][10][kWidth] and boxes of it, inside and over every edge.
+template <class T, bool kSwizzle, int kWidth = 70>
 struct Boxes {
-  static constexpr int kBytes = sizeof(T), kColumns = 70, kRows = 10, kHeads = 3;
+  static constexpr int kBytes = sizeof(T), kColumns = kWidth, kRows = 10, kHeads = 3;
   static constexpr int kBoxColumns = kSwizzle ? 128 / kBytes : 20, kBoxRows = 6, kBoxHeads = 2;
   // Rows are longer than their extent, heads further apart than rows.
   static constexpr int64_t kRowStride = (kColumns * kBytes + 31) / 16 * 16, kHeadStride = kRows * kRowStride + 48;
@@ -285,7 +285,7 @@ void check_loads(Machine& machine, Random& random, const std::vector<std::array<
 
 template <class T, bool kSwizzle, class Machine>
 void check_stores(Machine& machine, Random& random) {
-  using B = Boxes<T, kSwizzle>;
+  using B = Boxes<T, kSwizzle, 72>;  // rows of a multiple of 16 bytes
   for (const std::array<int, 3>& start : B::starts()) {
     const std::vector<uint32_t> words = random_words(B::kBoxBytes / 4, random);
     const auto* const tile = reinterpret_cast<const uint8_t*>(words.data());

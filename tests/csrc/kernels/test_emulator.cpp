@@ -126,6 +126,22 @@ TEST_CASE("boxes begin where the GPU accepts them") {
   CHECK_NOTHROW(emulation::emulate({1, 32, 2048}, memory, store_at(4, 1)));
 }
 
+TEST_CASE("boxes are stored to rows that end on 16 bytes") {
+  alignas(16) std::array<float, 64> values = {};
+  GlobalMemory memory;
+  memory.add(values.data(), sizeof values, "values");
+  const TensorMap map = emulation::make_tensor_map(values.data(), 4, {14, 4, 1}, {64, 256}, {16, 4, 1}, false);
+  const auto store = [&map] {
+    if (thread_index() != 0) return;
+    for (int i = 0; i < 64; ++i) store_shared(shared_memory() + 4 * i, 0.0f);
+    fence_async_proxy();
+    PLANT(store_box(map, shared_memory(), 0, 0, 0));
+    commit_stores();
+    wait_stores<0>();
+  };
+  check_reported({1, 32, 2048}, memory, store, {"store_box: rows of 56 bytes"});
+}
+
 TEST_CASE("barriers by number are held to their rules") {
   check_small(96, 0,
               [] {

@@ -36,7 +36,8 @@ std::pair<int64_t, int64_t> inside_of(const TensorMap& map, int64_t column) {
   return {first, std::clamp<int64_t>(map.extent[0] - column, first, count)};
 }
 
-/// The box must start where the GPU accepts it, and every element of it inside the tensor be in a registered buffer.
+/// The box must start, and what is stored must end, where the GPU is exact, and every element of it inside the tensor
+/// be in a registered buffer.
 void check_box(const TensorMap& map, std::array<int, 3> start, bool write, const char* name, Site site) {
   if (start[0] * int64_t{map.element_bytes} % 16 != 0) {
     machine->fail(
@@ -44,6 +45,11 @@ void check_box(const TensorMap& map, std::array<int, 3> start, bool write, const
   }
   if (write && (start[0] < 0 || start[1] < 0 || start[2] < 0)) {
     machine->fail(std::string(name) + ": a box that begins before the tensor", site);
+  }
+  if (const int64_t bytes = map.extent[0] * map.element_bytes; write && bytes % 16 != 0) {
+    machine->fail(std::string(name) + ": rows of " + std::to_string(bytes) +
+                      " bytes, of which the GPU would write the last 16, those after the end included",
+                  site);
   }
   const int64_t first = std::max<int64_t>(start[0], 0);
   const int64_t last = std::min<int64_t>(start[0] + map.box[0], map.extent[0]);
