@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <cxxopts.hpp>
 #include <exception>
 #include <filesystem>
@@ -109,7 +110,9 @@ StepTime run_step(const prulong::Llama& model, const prulong::PackedTokens& inpu
 void run(const cxxopts::ParseResult& options) {
   const at::Device device(options["device"].as<std::string>());
   const auto tokens = options["tokens"].as<int64_t>();
-  if (options["attention"].as<std::string>() == "flash") at::globalContext().setSDPUseCuDNN(false);
+  const auto attention = options["attention"].as<std::string>();
+  if (attention != "prulong") setenv("PRULONG_ATTENTION", "library", 1);
+  if (attention == "flash") at::globalContext().setSDPUseCuDNN(false);
   at::manual_seed(1);
   const at::ScalarType dtype = options["dtype"].as<std::string>() == "float32" ? at::kFloat : at::kBFloat16;
   const prulong::Llama model =
@@ -182,8 +185,9 @@ int main(int argc, char** argv) {
       "layers", "0 = the model's", cxxopts::value<int64_t>()->default_value("0"))(
       "dtype", "bfloat16 or float32", cxxopts::value<std::string>()->default_value("bfloat16"))(
       "device", "cuda or cpu", cxxopts::value<std::string>()->default_value("cuda"))(
-      "attention", "cudnn or flash, for the global branch", cxxopts::value<std::string>()->default_value("cudnn"))(
-      "tokens", "one document's", cxxopts::value<int64_t>()->default_value("32768"))(
+      "attention", "prulong: our kernels; cudnn or flash: without them",
+      cxxopts::value<std::string>()->default_value("prulong"))("tokens", "one document's",
+                                                               cxxopts::value<int64_t>()->default_value("32768"))(
       "sink", "tokens", cxxopts::value<int64_t>()->default_value("128"))(
       "window", "tokens", cxxopts::value<int64_t>()->default_value("1024"))(
       "log-alpha", "every gate's", cxxopts::value<double>()->default_value("3"))(
