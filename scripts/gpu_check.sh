@@ -8,12 +8,12 @@
 #   REPEAT   how often `repeat` runs one input (default: 1000)
 # One line per check; a part that fails does not stop the others. Exit status 1 if any check failed.
 set -uo pipefail
+case ${1:-} in -h | --help) sed -n '3,/^set /s/^# //p' "$0"; exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 parts=("$@")
 [ $# -gt 0 ] || parts=(build conformance operators memcheck racecheck repeat)
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo "$PWD/.venv/bin/python" || command -v python3)}
 out=${OUT:-build/gpu-check}
-mkdir -p "$out"
 results=()
 export PYTHON=$python PYTHONUNBUFFERED=1 PRULONG_OPS_LIBRARY=$PWD/build/cuda/lib/libprulong_ops.so PRULONG_BIN=$PWD/build/cuda/bin
 
@@ -73,6 +73,7 @@ for part in "${parts[@]}"; do
         *) echo "gpu_check: no part \"$part\"; there are build, conformance, operators, memcheck, racecheck and repeat" >&2; exit 2 ;;
     esac
 done
+mkdir -p "$out"
 for part in "${parts[@]}"; do "part_$part"; done
 failures=$(printf '%s\n' "${results[@]}" | grep -c '"verdict": "FAIL"')
 {

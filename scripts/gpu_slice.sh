@@ -7,6 +7,7 @@
 #   OUT      folder for results and logs (default: build/gpu-slice)
 # One line per check; a part that fails does not stop the others. Exit status 1 if any check failed.
 set -uo pipefail
+case ${1:-} in -h | --help) sed -n '3,/^set /s/^# //p' "$0"; exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 parts=("$@")
 [ $# -gt 0 ] || parts=(build tests memcheck train recall)
@@ -22,7 +23,6 @@ out=${OUT:-$work}
 bin=build/cuda/bin
 cores=$(nproc)
 failures=0
-mkdir -p "$work" "$out"
 export PYTHONUNBUFFERED=1 PRULONG_BIN=$PWD/$bin PRULONG_OPS_LIBRARY=$PWD/build/cuda/lib/libprulong_ops.so
 
 # check NAME LIMIT_S COMMAND...: runs the command, its output in a log of its own; prints PASS or FAIL with the log's end.
@@ -79,9 +79,15 @@ benchmark() {
     printf '[slice] FAIL %s\n' "$name"
     failures=$((failures + 1))
 }
-part_train() { benchmark train "${TRAIN_LIMIT:-420}" "$python" scripts/bench_train.py --bin $bin --out $work/train.json; }
-part_recall() { benchmark recall "${RECALL_LIMIT:-240}" "$python" scripts/bench_recall.py --bin $bin --out $work/recall.json; }
+# At 65,536 tokens beside the faster peer alone: the slower one takes a minute and a half.
+part_train() {
+    local train=("$python" scripts/bench_train.py --bin $bin)
+    benchmark train 240 "${train[@]}" --lengths 32768 --gates "log_alpha 3" "70 % local" --out $work/train.json
+    benchmark train_long 200 "${train[@]}" --lengths 65536 --gates "log_alpha 3" --peers cudnn --out $work/train_long.json
+}
+part_recall() { benchmark recall 120 "$python" scripts/bench_recall.py --steps 100 --bin $bin --out $work/recall.json; }
 
+mkdir -p "$work" "$out"
 for part in "${parts[@]}"; do
     printf '[slice] %s (at %s s)\n' "$part" $SECONDS
     "part_$part"

@@ -1,10 +1,18 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT
 # Prepares a checkout: system packages, Python environment, CUDA compiler, build. Idempotent; cheap when nothing changed.
 # Usage: scripts/setup.sh [PRESET] [TARGET...]      PRESET: cpu (default), cpu-asan or cuda
 set -euo pipefail
+case ${1:-} in -h | --help) sed -n '3,/^set /s/^# //p' "$0"; exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 preset=${1:-cpu}
 [ $# -gt 0 ] && shift
+case $preset in
+    cpu | cpu-asan | cuda) ;;
+    *) echo "setup: PRESET: cpu, cpu-asan or cuda expected, found '$preset'" >&2; exit 2 ;;
+esac
+log=build/$preset.log
+mkdir -p build
 
 say() { printf '[setup] %s\n' "$*"; }
 fail() { printf '[setup] error: %s\n' "$*" >&2; exit 1; }
@@ -69,14 +77,14 @@ export CUDA_HOME=$cuda_root PATH=$cuda_root/bin:$PATH
 if [ ! -f "build/$preset/build.ninja" ] || [ "$(cat "build/$preset/.cuda-root" 2>/dev/null)" != "$cuda_root" ]; then
     say "configure: preset $preset"
     rm -f "build/$preset/CMakeCache.txt"
-    cmake --preset "$preset" -DCUDAToolkit_ROOT="$cuda_root" -DCUDA_TOOLKIT_ROOT_DIR="$cuda_root" >"build-$preset.log" 2>&1 ||
-        { tail -n 30 "build-$preset.log" >&2; fail "configuring failed: see build-$preset.log"; }
+    cmake --preset "$preset" -DCUDAToolkit_ROOT="$cuda_root" -DCUDA_TOOLKIT_ROOT_DIR="$cuda_root" >"$log" 2>&1 ||
+        { tail -n 30 "$log" >&2; fail "configuring failed: see $log"; }
     echo "$cuda_root" >"build/$preset/.cuda-root"
 fi
 say "build: preset $preset"
-cmake --build --preset "$preset" ${*:+--target "$@"} >"build-$preset.log" 2>&1 || {
-    shown=$(grep -m 10 -E 'error|FAILED' -A 6 "build-$preset.log") || shown=$(tail -n 5 "build-$preset.log")
+cmake --build --preset "$preset" ${*:+--target "$@"} >"$log" 2>&1 || {
+    shown=$(grep -m 10 -E 'error|FAILED' -A 6 "$log") || shown=$(tail -n 5 "$log")
     printf '%s\n' "$shown" >&2
-    fail "building failed: see build-$preset.log"
+    fail "building failed: see $log"
 }
 say "ready"

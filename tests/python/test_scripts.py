@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-# These take folders, presets and parts, and have no options.
-NO_OPTIONS = {"gpu_check.sh", "gpu_slice.sh", "kernel_report.py", "setup.sh"}
 PROGRAMS = sorted(path for path in SCRIPTS.iterdir() if path.is_file() and path.read_text().startswith("#!"))
 
 
@@ -18,13 +16,14 @@ def run(script, option):
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("script", [p for p in PROGRAMS if p.name not in NO_OPTIONS], ids=lambda path: path.name)
+@pytest.mark.parametrize("script", PROGRAMS, ids=lambda path: path.name)
 def test_help(script):
     result = run(script, "--help")
     assert result.returncode == 0 and len(result.stdout) > 60 and result.stderr == ""
 
 
-@pytest.mark.parametrize("name", ["check_format.sh", "demo.sh", "fuzz_readers.sh", "gpu_check.sh", "gpu_slice.sh"])
+@pytest.mark.parametrize("name", ["check_format.sh", "demo.sh", "fuzz_readers.sh", "gpu_check.sh", "gpu_slice.sh",
+                                  "setup.sh"])
 def test_shell_scripts_refuse_unknown_arguments(name):
     result = run(SCRIPTS / name, "--no-such-option")
     assert result.returncode == 2 and result.stdout == ""
