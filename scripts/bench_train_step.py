@@ -199,6 +199,7 @@ def draw(runs: list[dict], path: Path) -> None:
     for axis, what in zip(axes, ("seconds of one training step", "peak resident memory, GiB")):
         ticks = LENGTHS["growth"]
         axis.set(xlabel="tokens", title=what, xticks=ticks, xticklabels=[f"{t:,}" for t in ticks])
+        axis.set_xticks([], minor=True)
         axis.grid(alpha=0.3, which="both")
         axis.legend()
     figure.suptitle("SmolLM2-135M on a CPU: one masks training step, bfloat16")
