@@ -5,8 +5,6 @@
 //     tests/csrc/kernels/bench_backward.cu csrc/kernels/{backward,backward_*,schedule,tensor_map}.cu
 //     csrc/kernels/schedule.cpp
 // Arguments: none, "check", "time" or "order".
-#include <cuda_bf16.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -16,51 +14,10 @@
 
 #include "csrc/kernels/backward_launch.h"
 #include "csrc/kernels/schedule_plan.h"
+#include "tests/csrc/kernels/gpu_backward_reference.h"
 
 using namespace prulong::kernels;  // NOLINT
-using Element = __nv_bfloat16;
 
-#define OK(call)                                                                            \
-  do {                                                                                      \
-    const cudaError_t error = (call);                                                       \
-    if (error != cudaSuccess) {                                                             \
-      std::printf("%s:%d: %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(error)); \
-      std::exit(1);                                                                         \
-    }                                                                                       \
-  } while (0)
-
-template <class T>
-struct Array {
-  T* data = nullptr;
-  size_t size = 0;
-  explicit Array(size_t n) : size(n) {
-    OK(cudaMalloc(&data, std::max<size_t>(n, 1) * sizeof(T)));
-    poison();
-  }
-  explicit Array(const std::vector<T>& from) : Array(from.size()) {
-    OK(cudaMemcpy(data, from.data(), size * sizeof(T), cudaMemcpyHostToDevice));
-  }
-  Array(const Array&) = delete;
-  ~Array() { cudaFree(data); }
-  std::vector<T> host() const {
-    std::vector<T> to(size);
-    OK(cudaMemcpy(to.data(), data, size * sizeof(T), cudaMemcpyDeviceToHost));
-    return to;
-  }
-  void poison() { OK(cudaMemset(data, 0xff, size * sizeof(T))); }
-};
-
-// Random normal numbers, times `scale`.
-__global__ void fill(Element* to, int64_t n, uint32_t seed, float scale) {
-  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < n; i += int64_t{gridDim.x} * blockDim.x) {
-    uint64_t x = (static_cast<uint64_t>(i) + 1) * 0x9e3779b97f4a7c15ull + seed * 0xd1b54a32d192ed03ull;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-    x ^= x >> 31;
-    const float u = (static_cast<uint32_t>(x) + 0.5f) * 0x1p-32f, v = static_cast<float>(x >> 32) * 0x1p-32f;
-    to[i] = __float2bfloat16(scale * sqrtf(-2 * logf(u)) * cospif(2 * v));
-  }
-}
 // About what random scores give.
 __global__ void fill_lse(float* lse, int tokens, int heads) {
   for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < tokens * heads; i += gridDim.x * blockDim.x) {
@@ -114,14 +71,11 @@ struct Problem {
     fill<<<1024, 256>>>(delta.data, int64_t(delta.size), seed + 5, 0.02f);
     fill_lse<<<1024, 256>>>(lse_global.data, tokens, c.query_heads);
     fill_lse<<<1024, 256>>>(lse_local.data, tokens, c.query_heads);
-    const auto dense = [&](Array<Element>& x, int64_t heads) {
-      return PackedTensor{ElementType::kBFloat16, x.data, tokens, heads, c.dim, heads * c.dim, c.dim};
-    };
     params.schedule = make_schedule(batch(), options(), plan.data);
-    params.q = dense(q, c.query_heads);
-    params.k = dense(k, c.kv_heads);
-    params.v = dense(v, c.kv_heads);
-    params.dout = dense(dout, c.query_heads);
+    params.q = dense(q, tokens, c.query_heads, c.dim);
+    params.k = dense(k, tokens, c.kv_heads, c.dim);
+    params.v = dense(v, tokens, c.kv_heads, c.dim);
+    params.dout = dense(dout, tokens, c.query_heads, c.dim);
     params.scale = float(1 / std::sqrt(double(c.dim)));
     params.out = out.data;
     params.delta = delta.data;
@@ -165,128 +119,6 @@ struct Problem {
     scratch.poison();
   }
 };
-
-// --- The mathematics, from the definition.
-
-__device__ double element(const Element* x, int64_t token, int heads, int head, int dim, int e) {
-  return double(__bfloat162float(x[(token * heads + head) * dim + e]));
-}
-__device__ double warp_sum(double x) {
-  for (int m = 16; m > 0; m /= 2) x += __shfl_xor_sync(~0u, x, m);
-  return x;
-}
-struct ReferenceRow {
-  double lse[2], mean[2];  // global, local
-};
-struct Reference {
-  Batch b;
-  double scale;
-  const Element *q, *k, *v, *dout;
-  ReferenceRow* rows;  // [heads, tokens]
-  double *dq, *dk, *dv;
-  double *dgate, *dgate_noise;  // and the sum of the squares of its terms
-  Element *out, *delta;
-  float *lse_global, *lse_local;
-};
-__device__ int document_of(const Batch& b, int row) {
-  int d = 0;
-  while (b.q_bounds[d + 1] <= row) ++d;
-  return d;
-}
-// Score and dP of row and key, the warp's lanes sharing the dimensions.
-__device__ double2 pair_of(const Reference& r, int row, int head, int key) {
-  const Batch& b = r.b;
-  double s = 0, dp = 0;
-  for (int e = threadIdx.x % 32; e < b.head_dim; e += 32) {
-    s += element(r.q, row, b.query_heads, head, b.head_dim, e) *
-         element(r.k, key, b.kv_heads, head / b.group(), b.head_dim, e);
-    dp += element(r.dout, row, b.query_heads, head, b.head_dim, e) *
-          element(r.v, key, b.kv_heads, head / b.group(), b.head_dim, e);
-  }
-  return {r.scale * warp_sum(s), warp_sum(dp)};
-}
-// P and dS of a pair.
-__device__ double2 weights_of(const Reference& r, const ReferenceRow& row, double2 pair, double z, bool local) {
-  const double global_p = z * exp(pair.x - row.lse[0]), local_p = local ? (1 - z) * exp(pair.x - row.lse[1]) : 0;
-  return {global_p + local_p, global_p * (pair.y - row.mean[0]) + local_p * (pair.y - row.mean[1])};
-}
-// A warp per row and head.
-__global__ void reference_rows(Reference r) {
-  const Batch& b = r.b;
-  const int n = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32;
-  if (n >= b.q_tokens * b.query_heads) return;
-  const int row = n % b.q_tokens, head = n / b.q_tokens, begin = b.q_bounds[document_of(b, row)];
-  const double z = b.gate[head / b.group()];
-  double sum[2] = {}, mean[2] = {}, out[2][4] = {};
-  for (int key = begin; key <= row; ++key) {  // scores are small: no maximum
-    const double2 pair = pair_of(r, row, head, key);
-    const bool local = visible(Branch::kLocal, b.locality, row - begin, key - begin);
-    for (int branch = 0; branch < (local ? 2 : 1); ++branch) {
-      const double p = exp(pair.x);
-      sum[branch] += p;
-      mean[branch] += p * pair.y;
-      for (int i = 0; i < b.head_dim / 32; ++i) {
-        out[branch][i] += p * element(r.v, key, b.kv_heads, head / b.group(), b.head_dim, i * 32 + lane);
-      }
-    }
-  }
-  ReferenceRow result;
-  for (int branch = 0; branch < 2; ++branch) {
-    result.lse[branch] = log(sum[branch]);
-    result.mean[branch] = mean[branch] / sum[branch];
-  }
-  double dq[4] = {}, noise = 0;
-  for (int key = begin; key <= row; ++key) {
-    const bool local = visible(Branch::kLocal, b.locality, row - begin, key - begin);
-    const double ds = weights_of(r, result, pair_of(r, row, head, key), z, local).y;
-    for (int i = 0; i < b.head_dim / 32; ++i) {
-      dq[i] += r.scale * ds * element(r.k, key, b.kv_heads, head / b.group(), b.head_dim, i * 32 + lane);
-    }
-  }
-  for (int i = 0; i < b.head_dim / 32; ++i) {
-    const int64_t at = (int64_t{row} * b.query_heads + head) * b.head_dim + i * 32 + lane;
-    const double global = out[0][i] / sum[0], local = out[1][i] / sum[1];
-    r.out[at] = __double2bfloat16(z * global + (1 - z) * local);
-    r.delta[at] = __double2bfloat16(global - local);
-    r.dq[at] = dq[i];
-    const double term = (global - local) * double(__bfloat162float(r.dout[at]));
-    noise += term * term;
-  }
-  noise = warp_sum(noise);
-  if (lane == 0) {
-    r.rows[n] = result;
-    r.lse_global[n] = float(result.lse[0]);
-    r.lse_local[n] = float(result.lse[1]);
-    if (z > 0 && z < 1) {
-      atomicAdd(&r.dgate[head / b.group()], result.mean[0] - result.mean[1]);
-      atomicAdd(&r.dgate_noise[head / b.group()], noise);
-    }
-  }
-}
-// A warp per key and KV head.
-__global__ void reference_keys(Reference r) {
-  const Batch& b = r.b;
-  const int n = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32;
-  if (n >= b.k_tokens * b.kv_heads) return;
-  const int key = n % b.k_tokens, kv_head = n / b.k_tokens, d = document_of(b, key), begin = b.q_bounds[d];
-  double dk[4] = {}, dv[4] = {};
-  for (int head = kv_head * b.group(); head < (kv_head + 1) * b.group(); ++head) {
-    for (int row = key; row < b.q_bounds[d + 1]; ++row) {
-      const bool local = visible(Branch::kLocal, b.locality, row - begin, key - begin);
-      const double2 w =
-          weights_of(r, r.rows[head * b.q_tokens + row], pair_of(r, row, head, key), b.gate[kv_head], local);
-      for (int i = 0; i < b.head_dim / 32; ++i) {
-        dv[i] += w.x * element(r.dout, row, b.query_heads, head, b.head_dim, i * 32 + lane);
-        dk[i] += r.scale * w.y * element(r.q, row, b.query_heads, head, b.head_dim, i * 32 + lane);
-      }
-    }
-  }
-  for (int i = 0; i < b.head_dim / 32; ++i) {
-    const int64_t at = (int64_t{key} * b.kv_heads + kv_head) * b.head_dim + i * 32 + lane;
-    r.dk[at] = dk[i];
-    r.dv[at] = dv[i];
-  }
-}
 
 bool compare(const Problem& p, const Array<Element>& got_array, const Array<double>& want_array, const char* name) {
   const auto got = got_array.host();

@@ -5,8 +5,6 @@
 //     tests/csrc/kernels/bench_forward.cu csrc/kernels/{combine,forward,forward_*,schedule,tensor_map}.cu
 //     csrc/kernels/schedule.cpp
 // Arguments: none, "check", "time", or "once": one causal case of 16,384 tokens, for a profiler.
-#include <cuda_bf16.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -18,47 +16,9 @@
 #include "csrc/kernels/combine.h"
 #include "csrc/kernels/forward_launch.h"
 #include "csrc/kernels/schedule_plan.h"
+#include "tests/csrc/kernels/gpu_arrays.h"
 
 using namespace prulong::kernels;  // NOLINT
-
-#define OK(call)                                                                            \
-  do {                                                                                      \
-    const cudaError_t error = (call);                                                       \
-    if (error != cudaSuccess) {                                                             \
-      std::printf("%s:%d: %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(error)); \
-      std::exit(1);                                                                         \
-    }                                                                                       \
-  } while (0)
-
-template <class T>
-struct Array {
-  T* data = nullptr;
-  size_t size = 0;
-  explicit Array(size_t n) : size(n) { OK(cudaMalloc(&data, std::max<size_t>(n, 1) * sizeof(T))); }
-  explicit Array(const std::vector<T>& from) : Array(from.size()) {
-    OK(cudaMemcpy(data, from.data(), size * sizeof(T), cudaMemcpyHostToDevice));
-  }
-  Array(const Array&) = delete;
-  ~Array() { cudaFree(data); }
-  std::vector<T> host() const {
-    std::vector<T> to(size);
-    OK(cudaMemcpy(to.data(), data, size * sizeof(T), cudaMemcpyDeviceToHost));
-    return to;
-  }
-  void poison() { OK(cudaMemset(data, 0xff, size * sizeof(T))); }
-};
-
-// Random normal numbers, times `scale`.
-__global__ void fill(__nv_bfloat16* to, int64_t n, uint32_t seed, float scale) {
-  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < n; i += int64_t{gridDim.x} * blockDim.x) {
-    uint64_t x = (static_cast<uint64_t>(i) + 1) * 0x9e3779b97f4a7c15ull + seed * 0xd1b54a32d192ed03ull;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-    x ^= x >> 31;
-    const float u = (static_cast<uint32_t>(x) + 0.5f) * 0x1p-32f, v = static_cast<float>(x >> 32) * 0x1p-32f;
-    to[i] = __float2bfloat16(scale * sqrtf(-2 * logf(u)) * cospif(2 * v));
-  }
-}
 
 struct Case {
   int dim, query_heads, kv_heads;
@@ -76,7 +36,7 @@ struct Case {
 struct Problem {
   Case c;
   int q_tokens, k_tokens;
-  Array<__nv_bfloat16> q, k, v, out, delta;
+  Array<Element> q, k, v, out, delta;
   Array<float> lse_global, lse_local, gate;
   Array<int> q_bounds, k_bounds;
   static const std::vector<int>& k_of(const Case& c) { return c.k_bounds.empty() ? c.bounds : c.k_bounds; }
@@ -99,12 +59,12 @@ struct Problem {
     fill<<<1024, 256>>>(k.data, int64_t(k.size), seed + 1, c.magnitude);
     fill<<<1024, 256>>>(v.data, int64_t(v.size), seed + 2, 1);
     for (const int d : c.nan_documents) {
-      for (Array<__nv_bfloat16>* kv : {&k, &v}) {
+      for (Array<Element>* kv : {&k, &v}) {
         const size_t row = size_t(c.kv_heads) * c.dim;
         OK(cudaMemset(kv->data + k_of(c)[d] * row, 0xff, (k_of(c)[d + 1] - k_of(c)[d]) * row * 2));
       }
     }
-    for (Array<__nv_bfloat16>* o : {&out, &delta}) o->poison();
+    for (Array<Element>* o : {&out, &delta}) o->poison();
     for (Array<float>* lse : {&lse_global, &lse_local}) lse->poison();
   }
   Batch batch() const {
@@ -135,12 +95,9 @@ float run(Problem& p, int repeats) {
   params.schedule = make_schedule(batch, options, memory.data);
   if (p.c.section > 0) params.schedule.q_section = p.c.section;
   const int64_t dim = p.c.dim;
-  const auto dense = [&](Array<__nv_bfloat16>& x, int64_t tokens, int64_t heads) {
-    return PackedTensor{ElementType::kBFloat16, x.data, tokens, heads, dim, heads * dim, dim};
-  };
-  params.q = dense(p.q, p.q_tokens, p.c.query_heads);
-  params.k = dense(p.k, p.k_tokens, p.c.kv_heads);
-  params.v = dense(p.v, p.k_tokens, p.c.kv_heads);
+  params.q = dense(p.q, p.q_tokens, p.c.query_heads, dim);
+  params.k = dense(p.k, p.k_tokens, p.c.kv_heads, dim);
+  params.v = dense(p.v, p.k_tokens, p.c.kv_heads, dim);
   params.scale = float(1 / std::sqrt(double(dim)));
   params.out = p.out.data;
   params.delta = p.delta.data;
@@ -184,8 +141,8 @@ float run(Problem& p, int repeats) {
 }
 
 // The mathematics of one (query row, query head): a warp per pair of `pairs`. branch: what to compute.
-__global__ void reference(const __nv_bfloat16* q, const __nv_bfloat16* k, const __nv_bfloat16* v, Batch b, double scale,
-                          Branch branch, const int2* pairs, int count, double* scores, double* out, double* lse) {
+__global__ void reference(const Element* q, const Element* k, const Element* v, Batch b, double scale, Branch branch,
+                          const int2* pairs, int count, double* scores, double* out, double* lse) {
   const int n = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32;
   if (n >= count) return;
   const int row = pairs[n].x, head = pairs[n].y, kv_head = head / b.group();
