@@ -83,7 +83,8 @@ def alternate(names: list[str], tokens: int, a: argparse.Namespace) -> list[dict
         for turn in range(a.warm_up + a.rounds):
             for name, side in sides.items():
                 answer = side.step()
-                print(f"  {tokens:,} {name}: {answer['step_s']:.2f} s, processor {answer['processor_s']:.2f} s", file=sys.stderr, flush=True)
+                print(f"  {tokens:,} {name}: {answer['step_s']:.2f} s, processor {answer['processor_s']:.2f} s",
+                      file=sys.stderr, flush=True)
                 if turn >= a.warm_up:
                     answers[name].append(answer)
     except KeyboardInterrupt:

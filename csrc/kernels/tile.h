@@ -90,17 +90,6 @@ PRULONG_HOST_DEVICE bool needs_mask(Branch branch, Locality locality, Range posi
   return last_key > positions.begin || (last_key >= locality.sink && last - outside_sink >= locality.window);
 }
 
-/// Is any pair of the tile positions x keys visible? Keys (not empty) past the document's end do not count, which lie
-/// right of every position.
-PRULONG_HOST_DEVICE bool any_visible(Branch branch, Locality locality, Range positions, Range keys) {
-  const int last = positions.end - 1, last_key = keys.end - 1;
-  if (positions.begin > last || keys.begin > last) return false;
-  if (branch == Branch::kGlobal) return true;
-  if (branch == Branch::kLocal) return keys.begin < locality.sink || positions.begin - last_key < locality.window;
-  const int outside_sink = detail::greater(keys.begin, locality.sink);
-  return outside_sink <= last_key && last - outside_sink >= locality.window;
-}
-
 /// Query positions below k_length that see any key of the block `keys` (not empty), as one range that may hold
 /// positions which see none; cut it into tiles and mask.
 PRULONG_HOST_DEVICE Range query_positions(Branch branch, Locality locality, Range keys, int k_length) {

@@ -15,8 +15,6 @@ namespace prulong::kernels::device {
 
 /// 2^x to 2 units in the last place or so; 2^-inf is 0.
 PRULONG_DEVICE float exp2_fast(float x);
-/// The same for x < 127 by a polynomial, 5e-6 relative, in the pipe of additions; 0 for x <= -127.
-PRULONG_DEVICE float exp2_polynomial(float x);
 /// log2(x) for x > 0 to about 1e-6.
 PRULONG_DEVICE float log2_fast(float x);
 /// x * y + z, rounded once.
@@ -73,7 +71,6 @@ float widen_element(ElementType type, uint16_t bits);
 }  // namespace emulation
 
 inline float exp2_fast(float x) { return std::exp2(x); }
-inline float exp2_polynomial(float x);
 inline float log2_fast(float x) { return std::log2(x); }
 inline float fused(float x, float y, float z) { return std::fma(x, y, z); }
 inline float largest(float x, float y) { return std::fmax(x, y); }
@@ -91,21 +88,5 @@ float unpack_high(uint32_t word) {
   return emulation::widen_element(kType, static_cast<uint16_t>(word >> 16));
 }
 #endif
-
-PRULONG_DEVICE float exp2_polynomial(float x) {
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to an integer in its low bits
-  x = largest(x, -127.0f);
-  const float shifted = x + kRound, f = x - (shifted - kRound);
-  float y = fused(0.009582852f, f, 0.055906426f);
-  y = fused(y, f, 0.240240986f);
-  y = fused(y, f, 0.693124193f);
-  y = fused(y, f, 1.0f);
-  uint32_t power, bits;
-  __builtin_memcpy(&power, &shifted, sizeof(power));
-  __builtin_memcpy(&bits, &y, sizeof(bits));
-  bits += power << 23;  // at -127, f is 0 and y is 1, whose exponent becomes 0
-  __builtin_memcpy(&y, &bits, sizeof(y));
-  return y;
-}
 
 }  // namespace prulong::kernels::device
