@@ -78,14 +78,14 @@ Tensors forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, c
                 const at::Tensor& cu_seqlens, int64_t max_seqlen, int64_t sink, int64_t window, double scale) {
   check_inputs(kForward, q, k, v, gate, cu_seqlens, sink, window, scale);
   if (hopper::supports(q, k, cu_seqlens, scale)) {
-    const GatedSaved saved = hopper::gated_forward(q, k, v, gate, cu_seqlens, {sink, window}, scale);
-    return {saved.out, saved.delta, saved.lse_global, saved.lse_local};
+    const GatedResults results = hopper::gated_forward(q, k, v, gate, cu_seqlens, {sink, window}, scale);
+    return {results.out, results.delta, results.lse_global, results.lse_local};
   }
   const AttentionSpec spec = make_spec(kForward, q, cu_seqlens, max_seqlen, sink, window, scale);
   const std::vector<HeadKind> kinds = kinds_of(read_gate(kForward, gate));
   if (LibraryAttention::supports(q)) {
-    const GatedSaved saved = gated_library_forward(spec, kinds, q, k, v, gate);
-    return {saved.out, saved.delta, saved.lse_global, saved.lse_local};
+    const GatedResults results = gated_library_forward(spec, kinds, q, k, v, gate);
+    return {results.out, results.delta, results.lse_global, results.lse_local};
   }
   const int64_t tokens = q.size(0), kv_heads = k.size(1);
   const at::TensorOptions lse_options = q.options().dtype(compute_type(q.scalar_type()));

@@ -97,15 +97,15 @@ at::Tensor gate_gradient(const at::Tensor& gate, const at::Tensor& dout, const a
 
 }  // namespace
 
-GatedSaved gated_library_forward(const AttentionSpec& spec, const std::vector<HeadKind>& kinds, const at::Tensor& q,
-                                 const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate) {
+GatedResults gated_library_forward(const AttentionSpec& spec, const std::vector<HeadKind>& kinds, const at::Tensor& q,
+                                   const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate) {
   const c10::OptionalDeviceGuard guard(q.device());
   const int64_t group = q.size(1) / k.size(1);
   const Branch global = branch_of(kinds, HeadKind::kLocal, group), local = branch_of(kinds, HeadKind::kGlobal, group);
   const auto lse_options = q.options().dtype(at::kFloat);
-  const GatedSaved result = {at::empty(q.sizes(), q.options()), at::empty(q.sizes(), q.options()),
-                             at::zeros({q.size(1), q.size(0)}, lse_options),
-                             at::zeros({q.size(1), q.size(0)}, lse_options)};
+  const GatedResults result = {at::empty(q.sizes(), q.options()), at::empty(q.sizes(), q.options()),
+                               at::zeros({q.size(1), q.size(0)}, lse_options),
+                               at::zeros({q.size(1), q.size(0)}, lse_options)};
   const auto compute = [&](const Branch& branch, bool is_local, const at::Tensor& lse_whole) {
     if (branch.empty()) return at::Tensor();
     auto [out, lse] = LibraryAttention(spec, is_local, q.device())
@@ -121,12 +121,12 @@ GatedSaved gated_library_forward(const AttentionSpec& spec, const std::vector<He
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_library_backward(
     const AttentionSpec& spec, const std::vector<HeadKind>& kinds, const at::Tensor& dout_any, const at::Tensor& q,
-    const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate_any, const GatedSaved& saved,
+    const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate_any, const GatedResults& results,
     const std::array<bool, 4>& needs) {
   const c10::OptionalDeviceGuard guard(q.device());
   const int64_t group = q.size(1) / k.size(1);
   const at::Tensor dout = dense(dout_any), gate = dense(gate_any);
-  const at::Tensor out = dense(saved.out), delta = dense(saved.delta);
+  const at::Tensor out = dense(results.out), delta = dense(results.delta);
   at::Tensor dgate;
   if (needs[3]) dgate = gate_gradient(gate, dout, delta);
   if (!needs[0] && !needs[1] && !needs[2]) return {{}, {}, {}, dgate};
@@ -157,8 +157,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_library_backwar
     branch_out.reset();
     return Gradients{dq, dk, dv};
   };
-  const Gradients from_global = compute(global, false, o_global, saved.lse_global);
-  const Gradients from_local = compute(local, true, o_local, saved.lse_local);
+  const Gradients from_global = compute(global, false, o_global, results.lse_global);
+  const Gradients from_local = compute(local, true, o_local, results.lse_local);
   const auto join = [&](bool needed, const at::Tensor& like, const at::Tensor& a, const at::Tensor& b) {
     if (!needed) return at::Tensor();
     const at::Tensor sum = at::empty(like.sizes(), like.options());

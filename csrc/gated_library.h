@@ -8,23 +8,19 @@
 #include <vector>
 
 #include "csrc/blocked_attention.h"
+#include "csrc/gated_attention.h"
 
 namespace prulong {
 
-/// The tensors of gated_attention's forward half, as in its schema.
-struct GatedSaved {
-  at::Tensor out, delta, lse_global, lse_local;
-};
-
 /// Gated attention on CUDA for tensors that LibraryAttention supports: each branch by the library for the heads that
 /// compute it, mixed by our kernels. q [T, Hq, D], k and v [T, Hkv, D], gate [Hkv] float32 with the given kinds.
-GatedSaved gated_library_forward(const AttentionSpec& spec, const std::vector<HeadKind>& kinds, const at::Tensor& q,
-                                 const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate);
+GatedResults gated_library_forward(const AttentionSpec& spec, const std::vector<HeadKind>& kinds, const at::Tensor& q,
+                                   const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate);
 
 /// dq, dk, dv in the inputs' dtype and dgate float32; undefined where not needed.
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_library_backward(
     const AttentionSpec& spec, const std::vector<HeadKind>& kinds, const at::Tensor& dout, const at::Tensor& q,
-    const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate, const GatedSaved& saved,
+    const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate, const GatedResults& results,
     const std::array<bool, 4>& needs);
 
 }  // namespace prulong

@@ -91,6 +91,20 @@ at::Tensor empty_statistics(const at::Tensor& q) {
   return at::empty({q.size(1), q.size(0)}, q.options().dtype(at::kFloat));
 }
 
+// The forward kernel, and what finishes its results.
+void run(const kernels::ForwardParams& params, cudaStream_t stream) {
+  C10_CUDA_CHECK(kernels::launch_forward(params, stream));
+  C10_CUDA_CHECK(kernels::launch_combine({.type = params.q.type,
+                                          .schedule = params.schedule,
+                                          .out = params.out,
+                                          .delta = params.delta,
+                                          .lse_global = params.lse_global,
+                                          .lse_local = params.lse_local,
+                                          .partial_out = params.partial_out,
+                                          .partial_lse = params.partial_lse},
+                                         stream));
+}
+
 }  // namespace
 
 bool supports_backward(const std::array<bool, 4>& needs) { return needs[0] || needs[1] || needs[2]; }
@@ -107,52 +121,43 @@ bool supports(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cu_seq
   return on_hopper(q);
 }
 
-GatedSaved gated_forward(const at::Tensor& q_any, const at::Tensor& k_any, const at::Tensor& v_any,
-                         const at::Tensor& gate_any, const at::Tensor& cu_seqlens_any, const Locality& locality,
-                         double scale) {
+GatedResults gated_forward(const at::Tensor& q_any, const at::Tensor& k_any, const at::Tensor& v_any,
+                           const at::Tensor& gate_any, const at::Tensor& cu_seqlens_any, const Locality& locality,
+                           double scale) {
   const c10::OptionalDeviceGuard guard(q_any.device());
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   const at::Tensor q = addressable(q_any), k = addressable(k_any), v = addressable(v_any);
   const at::Tensor gate = gate_any.contiguous(), cu_seqlens = cu_seqlens_any.contiguous();
-  const GatedSaved result = {at::empty(q.sizes(), q.options()), at::empty(q.sizes(), q.options()), empty_statistics(q),
-                             empty_statistics(q)};
+  const GatedResults result = {at::empty(q.sizes(), q.options()), at::empty(q.sizes(), q.options()),
+                               empty_statistics(q), empty_statistics(q)};
 
   kernels::Batch batch = make_batch(q, k, locality, cu_seqlens, cu_seqlens);
   batch.gate = gate.const_data_ptr<float>();
   const Planned planned = plan(batch, {.query_rows = kernels::forward_query_rows(batch.head_dim)}, q, stream);
-  C10_CUDA_CHECK(kernels::launch_forward({.schedule = planned.schedule,
-                                          .q = packed(q),
-                                          .k = packed(k),
-                                          .v = packed(v),
-                                          .scale = static_cast<float>(scale),
-                                          .out = result.out.mutable_data_ptr(),
-                                          .delta = result.delta.mutable_data_ptr(),
-                                          .lse_global = result.lse_global.mutable_data_ptr<float>(),
-                                          .lse_local = result.lse_local.mutable_data_ptr<float>(),
-                                          .partial_out = nullptr,
-                                          .partial_lse = nullptr},
-                                         stream));
-  C10_CUDA_CHECK(kernels::launch_combine({.type = packed(q).type,
-                                          .schedule = planned.schedule,
-                                          .out = result.out.mutable_data_ptr(),
-                                          .delta = result.delta.mutable_data_ptr(),
-                                          .lse_global = result.lse_global.mutable_data_ptr<float>(),
-                                          .lse_local = result.lse_local.mutable_data_ptr<float>(),
-                                          .partial_out = nullptr,
-                                          .partial_lse = nullptr},
-                                         stream));
+  run({.schedule = planned.schedule,
+       .q = packed(q),
+       .k = packed(k),
+       .v = packed(v),
+       .scale = static_cast<float>(scale),
+       .out = result.out.mutable_data_ptr(),
+       .delta = result.delta.mutable_data_ptr(),
+       .lse_global = result.lse_global.mutable_data_ptr<float>(),
+       .lse_local = result.lse_local.mutable_data_ptr<float>(),
+       .partial_out = nullptr,
+       .partial_lse = nullptr},
+      stream);
   return result;
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_backward(
     const at::Tensor& dout_any, const at::Tensor& q_any, const at::Tensor& k_any, const at::Tensor& v_any,
-    const at::Tensor& gate_any, const GatedSaved& saved, const at::Tensor& cu_seqlens_any, const Locality& locality,
+    const at::Tensor& gate_any, const GatedResults& results, const at::Tensor& cu_seqlens_any, const Locality& locality,
     double scale) {
   const c10::OptionalDeviceGuard guard(q_any.device());
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   const at::Tensor q = addressable(q_any), k = addressable(k_any), v = addressable(v_any);
-  const at::Tensor dout = addressable(dout_any), out = dense(saved.out), delta = dense(saved.delta);
-  const at::Tensor lse_global = saved.lse_global.contiguous(), lse_local = saved.lse_local.contiguous();
+  const at::Tensor dout = addressable(dout_any), out = dense(results.out), delta = dense(results.delta);
+  const at::Tensor lse_global = results.lse_global.contiguous(), lse_local = results.lse_local.contiguous();
   const at::Tensor gate = gate_any.contiguous(), cu_seqlens = cu_seqlens_any.contiguous();
   const at::Tensor dq = at::empty(q.sizes(), q.options()), dk = at::empty(k.sizes(), k.options());
   const at::Tensor dv = at::empty(v.sizes(), v.options()), dgate = at::empty(gate.sizes(), gate.options());
@@ -213,27 +218,18 @@ std::tuple<at::Tensor, at::Tensor> masked_forward(const at::Tensor& q_any, const
     partial_lse = at::empty({slots, query_rows}, q.options().dtype(at::kFloat));
   }
   const auto floats = [](const at::Tensor& t) { return t.defined() ? t.mutable_data_ptr<float>() : nullptr; };
-  C10_CUDA_CHECK(kernels::launch_forward({.schedule = planned.schedule,
-                                          .q = packed(q),
-                                          .k = packed(k),
-                                          .v = packed(v),
-                                          .scale = static_cast<float>(scale),
-                                          .out = out.mutable_data_ptr(),
-                                          .delta = nullptr,
-                                          .lse_global = floats(lse),
-                                          .lse_local = floats(lse),
-                                          .partial_out = floats(partial_out),
-                                          .partial_lse = floats(partial_lse)},
-                                         stream));
-  C10_CUDA_CHECK(kernels::launch_combine({.type = packed(q).type,
-                                          .schedule = planned.schedule,
-                                          .out = out.mutable_data_ptr(),
-                                          .delta = nullptr,
-                                          .lse_global = floats(lse),
-                                          .lse_local = floats(lse),
-                                          .partial_out = floats(partial_out),
-                                          .partial_lse = floats(partial_lse)},
-                                         stream));
+  run({.schedule = planned.schedule,
+       .q = packed(q),
+       .k = packed(k),
+       .v = packed(v),
+       .scale = static_cast<float>(scale),
+       .out = out.mutable_data_ptr(),
+       .delta = nullptr,
+       .lse_global = floats(lse),
+       .lse_local = floats(lse),
+       .partial_out = floats(partial_out),
+       .partial_lse = floats(partial_lse)},
+      stream);
   return {out, lse};
 }
 

@@ -6,7 +6,7 @@
 #include <array>
 #include <tuple>
 
-#include "csrc/gated_library.h"
+#include "csrc/gated_attention.h"
 #include "csrc/tile_plan.h"
 
 /// Attention by our own kernels for Hopper GPUs (csrc/kernels). Nothing here waits for the device, so what lies on it
@@ -23,8 +23,8 @@ namespace prulong::hopper {
 bool supports(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cu_seqlens, double scale);
 
 /// gated_attention's forward half. delta and the log-sum-exp of a branch that a head does not compute are unspecified.
-GatedSaved gated_forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate,
-                         const at::Tensor& cu_seqlens, const Locality& locality, double scale);
+GatedResults gated_forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate,
+                           const at::Tensor& cu_seqlens, const Locality& locality, double scale);
 
 /// Should gated_backward compute these gradients (order q, k, v, gate)? Not the gate's alone, which need no attention.
 bool supports_backward(const std::array<bool, 4>& needs);
@@ -33,7 +33,7 @@ bool supports_backward(const std::array<bool, 4>& needs);
 /// torch.use_deterministic_algorithms.
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_backward(
     const at::Tensor& dout, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate,
-    const GatedSaved& saved, const at::Tensor& cu_seqlens, const Locality& locality, double scale);
+    const GatedResults& results, const at::Tensor& cu_seqlens, const Locality& locality, double scale);
 
 /// out [Tq, Hq, D] and log-sum-exp [Hq, Tq] float32.
 std::tuple<at::Tensor, at::Tensor> masked_forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
