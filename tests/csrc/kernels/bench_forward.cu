@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
 // The forward kernel alone on a GPU, without torch: checks it against double-precision sums, then times it.
-//   nvcc -std=c++17 -O3 -t 0 --split-compile=0 -gencode=arch=compute_90a,code=sm_90a -I. -o bench_forward
-//     tests/csrc/kernels/bench_forward.cu csrc/kernels/{combine,forward,forward_*,schedule,tensor_map}.cu
-//     csrc/kernels/schedule.cpp
 // Arguments: none, "check", "time", or "once": one causal case of 16,384 tokens, for a profiler.
 #include <algorithm>
 #include <cmath>
