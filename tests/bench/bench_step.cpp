@@ -12,7 +12,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cxxopts.hpp>
-#include <exception>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
@@ -24,6 +23,7 @@
 #include "model/llama_weights.h"
 #include "trainer/gates.h"
 #include "trainer/host_tensor.h"
+#include "trainer/program.h"
 
 namespace {
 
@@ -197,16 +197,13 @@ int main(int argc, char** argv) {
       "on-request", "a step for each line of standard input")("warm-up", "steps before measuring",
                                                               cxxopts::value<int64_t>()->default_value("2"))(
       "steps", "steps to measure", cxxopts::value<int64_t>()->default_value("3"))("h,help", "this text");
-  try {
+  return prulong::run_program<cxxopts::exceptions::exception>("prulong_bench_step", [&] {
     const auto parsed = options.parse(argc, argv);
     if (parsed.count("help") != 0) {
       std::cout << options.help();
-      return 0;
+    } else {
+      run(parsed);
     }
-    run(parsed);
     return 0;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "prulong_bench_step: %s\n", error.what());
-    return 1;
-  }
+  });
 }
