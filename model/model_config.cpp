@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "model/error.h"
+#include "model/json_text.h"
 #include "model/mapped_file.h"
 
 namespace prulong {
@@ -65,12 +66,7 @@ class Reader {
   const json& object() const { return object_; }
 
   [[noreturn]] void fail(const char* key, const std::string& expected) const {
-    constexpr size_t kLongest = 80;
-    std::string found = "missing";
-    if (object_.contains(key)) {
-      found = object_[key].dump(-1, ' ', true, json::error_handler_t::replace);
-      if (found.size() > kLongest) found = found.substr(0, kLongest) + "...";
-    }
+    const std::string found = object_.contains(key) ? shown(object_[key]) : "missing";
     throw Error(file_.string() + ": \"" + prefix_ + key + "\" is " + found + "; " + expected);
   }
 
@@ -119,17 +115,7 @@ Reader open_config(const path& folder) {
   if (mapping.bytes().size() > kMaxConfigBytes)
     throw Error(file.string() + ": larger than 16 MB: not a model's config; download it again");
   const char* text = reinterpret_cast<const char*>(mapping.bytes().data());
-  json object;
-  try {
-    object = json::parse(text, text + mapping.bytes().size());
-  } catch (const json::parse_error& error) {
-    throw Error(file.string() + ": not valid JSON at byte " + std::to_string(error.byte) + "; download it again");
-  } catch (const json::exception&) {
-    throw Error(file.string() + ": has a number out of range; download it again");
-  }
-  if (!object.is_object())
-    throw Error(file.string() + ": expected a JSON object, found something else; download it again");
-  return {file, std::move(object), ""};
+  return {file, parse_json_object({text, mapping.bytes().size()}, file.string(), "; download it again"), ""};
 }
 
 const Family& find_family(const Reader& config) {

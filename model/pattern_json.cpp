@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
-#include <set>
 #include <sstream>
 
 #include "model/error.h"
+#include "model/json_text.h"
 #include "model/pattern_io.h"
 
 namespace prulong {
@@ -17,37 +17,12 @@ namespace fs = std::filesystem;
 
 constexpr const char* kFormat = "prulong-pattern";
 constexpr int64_t kVersion = 1;
-constexpr int kMaxDepth = 8;        // a pattern nests 2 deep
-constexpr size_t kMaxQuoted = 80;   // of a bad value, in a message
-constexpr size_t kMaxReason = 200;  // of the JSON parser's own words
+constexpr size_t kMaxQuoted = 80;  // of a bad key, in a message
+constexpr const char* kAdvice = "; copy the file again";
 
 std::string shortened(std::string text, size_t limit) {
   if (text.size() > limit) text = text.substr(0, limit) + "...";
   return text;
-}
-
-/// JSON with duplicate keys and deep nesting refused, errors in one line.
-json parse_strictly(const fs::path& file, const std::string& text) {
-  std::vector<std::set<std::string>> keys;
-  const auto check = [&](int depth, json::parse_event_t event, json& value) {
-    if (event == json::parse_event_t::object_start || event == json::parse_event_t::array_start) {
-      if (depth > kMaxDepth) throw Error(file.string() + ": nested too deeply to be a pattern");
-    }
-    if (event == json::parse_event_t::object_start) keys.emplace_back();
-    if (event == json::parse_event_t::object_end) keys.pop_back();
-    if (event == json::parse_event_t::key && !keys.back().insert(value.get<std::string>()).second) {
-      throw Error(file.string() + ": key " + shortened(value.dump(), kMaxQuoted) + " stands there twice");
-    }
-    return true;
-  };
-  try {
-    return json::parse(text, check);
-  } catch (const json::exception& error) {
-    std::string reason = error.what();
-    const size_t tag_end = reason.find("] ");
-    if (tag_end != std::string::npos) reason = reason.substr(tag_end + 2);
-    throw Error(file.string() + ": not valid JSON: " + shortened(reason, kMaxReason));
-  }
 }
 
 /// Reads the values of one object of a pattern file; every refusal names file and key.
@@ -125,8 +100,7 @@ class Fields {
   }
 
   [[noreturn]] void refuse(const std::string& key, const std::string& expected, const json& found) const {
-    throw Error(file_.string() + ": key " + prefix_ + key + ": expected " + expected + ", found " +
-                shortened(found.dump(), kMaxQuoted));
+    throw Error(file_.string() + ": key " + prefix_ + key + ": expected " + expected + ", found " + shown(found));
   }
 
  private:
@@ -185,13 +159,13 @@ std::string pattern_to_json(const Pattern& pattern) {
 }
 
 Pattern pattern_from_json(const fs::path& file, const std::string& text) {
-  const json root = parse_strictly(file, text);
-  if (!root.is_object() || !root.contains("format") || root["format"] != kFormat) {
+  const json root = parse_json_object(text, file.string(), kAdvice);
+  if (!root.contains("format") || root["format"] != kFormat) {
     throw Error(file.string() + ": not a pattern file: no \"format\": \"" + kFormat + "\"");
   }
   if (!root.contains("version") || root["version"] != kVersion || !root["version"].is_number_integer()) {
     throw Error(file.string() + ": key version: this program reads version " + std::to_string(kVersion) + ", found " +
-                (root.contains("version") ? shortened(root["version"].dump(), kMaxQuoted) : "none"));
+                (root.contains("version") ? shown(root["version"]) : "none"));
   }
   const Fields fields(file, "", root,
                       {"format", "version", "model", "sink", "window", "sparsity", "mask", "scores", "provenance"});
@@ -213,9 +187,7 @@ Pattern pattern_from_json(const fs::path& file, const std::string& text) {
 }
 
 int64_t integer_of_json(const fs::path& file, const std::string& text, const std::string& key, int64_t minimum) {
-  const json root = parse_strictly(file, text);
-  if (!root.is_object())
-    throw Error(file.string() + ": expected a JSON object, found something else; copy the file again");
+  const json root = parse_json_object(text, file.string(), kAdvice);
   return Fields(file, "", root, {key}, true).integer(key, minimum);
 }
 

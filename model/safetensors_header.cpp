@@ -6,9 +6,9 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <set>
 
 #include "model/error.h"
+#include "model/json_text.h"
 #include "model/mapped_file.h"
 
 namespace prulong {
@@ -17,36 +17,10 @@ namespace {
 using nlohmann::json;
 using std::filesystem::path;
 
-constexpr int kMaxJsonDepth = 8;  // a header needs 3
 constexpr size_t kMaxDimensions = 16;
 constexpr const char* kAdvice = "; the file is damaged or incomplete: download or convert it again";
 
 [[noreturn]] void fail(const path& file, const std::string& what) { throw Error(file.string() + ": " + what); }
-
-/// Parses a JSON object, refusing what the library lets pass: a name twice in one object, and nesting that only an
-/// attack has.
-json parse_object(std::string_view text, const path& file, const char* what) {
-  std::vector<std::set<std::string>> names;
-  const auto check = [&](int depth, json::parse_event_t event, json& parsed) {
-    if (depth > kMaxJsonDepth) fail(file, std::string(what) + " nests too deeply" + kAdvice);
-    if (event == json::parse_event_t::object_start) names.emplace_back();
-    if (event == json::parse_event_t::object_end) names.pop_back();
-    if (event == json::parse_event_t::key && !names.back().insert(parsed.get<std::string>()).second) {
-      fail(file, std::string(what) + " has the name " + quote_name(parsed.get<std::string>()) + " twice" + kAdvice);
-    }
-    return true;
-  };
-  json root;
-  try {
-    root = json::parse(text.begin(), text.end(), check);
-  } catch (const json::parse_error& error) {
-    fail(file, std::string(what) + " is not valid JSON at byte " + std::to_string(error.byte) + kAdvice);
-  } catch (const json::exception&) {
-    fail(file, std::string(what) + " has a number out of range" + kAdvice);
-  }
-  if (!root.is_object()) fail(file, std::string(what) + " is not a JSON object" + kAdvice);
-  return root;
-}
 
 std::optional<uint64_t> as_size(const json& value) {
   if (!value.is_number_unsigned()) return std::nullopt;
@@ -128,11 +102,7 @@ void check_layout(const path& file, std::vector<StoredTensor>& entries, uint64_t
 
 }  // namespace
 
-std::string quote_name(const std::string& name) {
-  constexpr size_t kLongest = 120;
-  const std::string text = name.size() > kLongest ? name.substr(0, kLongest) + "..." : name;
-  return json(text).dump(-1, ' ', true, json::error_handler_t::replace);
-}
+std::string quote_name(const std::string& name) { return shown(json(name)); }
 
 SafetensorsHeader read_safetensors_header(std::span<const std::byte> bytes, const path& file) {
   uint64_t header_size = 0;
@@ -146,8 +116,9 @@ SafetensorsHeader read_safetensors_header(std::span<const std::byte> bytes, cons
                    std::to_string(std::min<uint64_t>(rest, kMaxSafetensorsHeader)) +
                    " are possible: not a safetensors file, or truncated; download or convert it again");
   }
-  const json header = parse_object({reinterpret_cast<const char*>(bytes.data()) + sizeof(header_size), header_size},
-                                   file, "its safetensors header");
+  const json header =
+      parse_json_object({reinterpret_cast<const char*>(bytes.data()) + sizeof(header_size), header_size},
+                        file.string() + ", header", kAdvice);
   SafetensorsHeader result;
   result.data_start = sizeof(header_size) + header_size;
   for (const auto& [name, value] : header.items()) {
@@ -169,8 +140,8 @@ SafetensorsHeader read_safetensors_header(std::span<const std::byte> bytes, cons
 
 std::map<std::string, std::string> read_weight_map(const path& index) {
   const MappedFile mapping(index);
-  const json root =
-      parse_object({reinterpret_cast<const char*>(mapping.bytes().data()), mapping.bytes().size()}, index, "the index");
+  const json root = parse_json_object({reinterpret_cast<const char*>(mapping.bytes().data()), mapping.bytes().size()},
+                                      index.string(), kAdvice);
   if (!root.contains("weight_map") || !root["weight_map"].is_object()) {
     fail(index, "has no object \"weight_map\"" + std::string(kAdvice));
   }

@@ -8,6 +8,7 @@
 
 #include "model/atomic_file.h"
 #include "model/error.h"
+#include "model/json_text.h"
 #include "model/mapped_file.h"
 
 namespace prulong {
@@ -39,15 +40,16 @@ Manifest read_manifest(const fs::path& path) {
   std::ifstream in(path);
   std::stringstream text;
   text << in.rdbuf();
-  const auto root = json::parse(text.str(), nullptr, false);
+  constexpr const char* kRemedy = "; the manifest is damaged or another program's: remove it to use older checkpoints";
+  const json root = parse_json_object(text.str(), path.string(), kRemedy);
   const auto has = [&](const char* key, auto is_right) { return root.contains(key) && is_right(root[key]); };
   const auto is_size = [](const json& value) { return value.is_number_unsigned(); };
   const auto is_text = [](const json& value) { return value.is_string(); };
-  if (!root.is_object() || !has("format", [](const json& value) { return value == kFormat; }) ||
+  if (!has("format", [](const json& value) { return value == kFormat; }) ||
       !has("version", [](const json& value) { return value == kVersion; }) || !has("bytes", is_size) ||
       !has("fnv1a64", is_text)) {
     throw Error(path.string() + ": expected the manifest of a checkpoint, version " + std::to_string(kVersion) +
-                ", found something else: it is damaged or another program's; remove it to use older checkpoints");
+                ", found something else" + kRemedy);
   }
   return {root["bytes"].get<uint64_t>(), root["fnv1a64"].get<std::string>()};
 }
@@ -96,7 +98,7 @@ std::map<std::string, std::string> to_metadata(const StateHead& head) {
 
 StateHead head_of(const std::map<std::string, std::string>& metadata, const fs::path& file) {
   try {
-    const auto head = json::parse(metadata.at(kStateKey));
+    const auto head = parse_json_object(metadata.at(kStateKey), file.string(), "");
     return {count_of(head, "step"), count_of(head, "sequences"),
             head.at("identity").get<std::map<std::string, std::string>>()};
   } catch (const std::exception&) {

@@ -233,8 +233,12 @@ TEST_CASE("model config: files that are not a config") {
   refused("expected a JSON object");
   test::write_text(folder / "config.json", "{\"a\": 1e999}");
   refused("number out of range");
-  test::write_text(folder / "config.json", std::string(100000, '['));
-  refused("not valid JSON");
+  test::write_text(folder / "config.json", "{\"hidden_act\": \"silu\", \"hidden_act\": \"gelu\"}");
+  refused("key \"hidden_act\" stands there twice");
+  const int depth = 5000000;  // to print it would take more stack than there is
+  test::write_text(folder / "config.json",
+                   "{\"quantization_config\": " + std::string(depth, '[') + std::string(depth, ']') + "}");
+  refused("nested deeper than 32 levels");
 }
 
 }  // namespace

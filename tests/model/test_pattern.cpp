@@ -208,7 +208,7 @@ TEST_CASE("a bad pattern file is refused by file and key") {
       {"{\"seed\": \"7\"}", "[]", "key provenance: expected an object"},
       {"\"7\"", "7", "key provenance.seed: expected a text, found 7"},
       {"\"7\"", "\"\xff\"", "not valid JSON"},
-      {"[1, 0]", "[[[[[[[[[[1]]]]]]]]]]", "nested too deeply"},
+      {"[1, 0]", "[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]", "nested deeper"},
   };
   for (const Case& bad : cases) {
     INFO(bad.from << " -> " << bad.to);

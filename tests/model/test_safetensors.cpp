@@ -114,15 +114,15 @@ TEST_CASE("safetensors: malformed files are refused by name") {
     refused(file_bytes("{} {}", ""), "not valid JSON");
     refused(file_bytes(std::string("{\"a\0\":1}", 8), ""), "not valid JSON");
     refused(file_bytes("{\"\xff\xfe\":1}", ""), "not valid JSON");
-    refused(file_bytes("[]", ""), "not a JSON object");
-    refused(file_bytes("3", ""), "not a JSON object");
+    refused(file_bytes("[]", ""), "expected a JSON object");
+    refused(file_bytes("3", ""), "expected a JSON object");
     refused(file_bytes("{\"a\":1e999}", ""), "number out of range");
-    refused(file_bytes(std::string(200000, '['), ""), "nests too deeply");
+    refused(file_bytes(std::string(200000, '['), ""), "nested deeper than 32 levels");
     std::string nested;
     for (int i = 0; i < 50000; ++i) nested += "{\"a\":";
-    refused(file_bytes(nested, ""), "nests too deeply");
-    refused(file_bytes("{\"a\":{\"dtype\":\"F32\",\"dtype\":\"F64\"}}", ""), "has the name \"dtype\" twice");
-    refused(file_bytes("{\"a\\n\":1,\"a\\n\":1}", ""), "has the name \"a\\n\" twice");
+    refused(file_bytes(nested, ""), "nested deeper than 32 levels");
+    refused(file_bytes("{\"a\":{\"dtype\":\"F32\",\"dtype\":\"F64\"}}", ""), "key \"dtype\" stands there twice");
+    refused(file_bytes("{\"a\\n\":1,\"a\\n\":1}", ""), "key \"a\\n\" stands there twice");
   }
   SECTION("one tensor") {
     for (const char* value : {"1", "null", "[]", "{}", "\"F32\""}) {
@@ -157,7 +157,7 @@ TEST_CASE("safetensors: malformed files are refused by name") {
     refused(file_bytes(two("[0,4]", "[5,9]"), "123456789"), "a hole between tensors");
     refused(file_bytes(two("[0,4]", "[4,8]"), "123456789"), "describes 8 bytes of data, the file has 9");
     refused(file_bytes(R"({"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":{}})", ""),
-            "has the name \"a\" twice");
+            "key \"a\" stands there twice");
   }
   SECTION("metadata") {
     refused(file_bytes(R"({"__metadata__":[]})", ""), "\"__metadata__\" is not an object");
@@ -207,7 +207,7 @@ TEST_CASE("safetensors: shards of an index") {
   index(R"({"a":"model-2.safetensors","b":"model-1.safetensors"})");
   refused("does not hold tensor \"a\"");
   index(R"({"a":"model-1.safetensors","a":"model-2.safetensors"})");
-  refused("has the name \"a\" twice");
+  refused("key \"a\" stands there twice");
   index(R"({"a":"../model-1.safetensors"})");
   refused("not a file name in this folder");
   index(R"({"a":7})");

@@ -8,20 +8,12 @@
 #include <nlohmann/json.hpp>
 
 #include "model/error.h"
+#include "model/json_text.h"
 
 namespace prulong {
 namespace {
 
 using nlohmann::json;
-
-constexpr size_t kShownBytes = 40;  // of a value in a message
-constexpr int kMaxDepth = 32;       // of nested values: deep ones would exhaust the stack of whoever walks them
-
-std::string shown(const json& value) {
-  std::string text = value.dump(-1, ' ', true, json::error_handler_t::replace);
-  if (text.size() > kShownBytes) text = text.substr(0, kShownBytes) + "...";
-  return text;
-}
 
 [[noreturn]] void fail(const std::filesystem::path& path, const std::string& what) {
   throw Error(path.string() + ": " + what);
@@ -42,26 +34,6 @@ int64_t checked_integer(const json& value, const std::string& pointer, int64_t l
                    shown(value) + " found");
   }
   return value.get<int64_t>();
-}
-
-/// How deeply the values of a JSON text are nested (of a text that is not valid JSON: some number).
-int depth_of(const std::string& text) {
-  int depth = 0, deepest = 0;
-  bool quoted = false;
-  for (size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    if (quoted) {
-      if (c == '\\') ++i;
-      quoted = c != '"';
-    } else if (c == '"') {
-      quoted = true;
-    } else if (c == '[' || c == '{') {
-      deepest = std::max(deepest, ++depth);
-    } else if (c == ']' || c == '}') {
-      --depth;
-    }
-  }
-  return deepest;
 }
 
 std::string checked_text(const json& value, const std::string& pointer, const std::filesystem::path& path) {
@@ -91,13 +63,7 @@ JsonFile::JsonFile(const std::filesystem::path& path) : path_(path) {
   std::ifstream file(path, std::ios::binary);
   content_.assign(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
   if (!file) fail(path, "cannot read");
-  if (depth_of(content_) > kMaxDepth) fail(path, "nested deeper than " + std::to_string(kMaxDepth) + " levels");
-  try {
-    document_ = std::make_unique<Document>(Document{json::parse(content_)});
-  } catch (const json::parse_error& error) {
-    fail(path, "not valid JSON at byte " + std::to_string(error.byte));
-  }
-  if (!document_->root.is_object()) fail(path, "JSON object expected, " + shown(document_->root) + " found");
+  document_ = std::make_unique<Document>(Document{parse_json_object(content_, path.string(), "")});
 }
 
 JsonFile::JsonFile(JsonFile&&) noexcept = default;

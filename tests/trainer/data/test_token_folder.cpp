@@ -187,7 +187,7 @@ TEST_CASE("damaged token folders are refused by file and reason") {
   SECTION("a bad data.json") {
     const std::vector<std::pair<std::string, std::string>> cases = {
         {"{", "data.json: not valid JSON at byte"},
-        {"[]", "JSON object expected, [] found"},
+        {"[]", "expected a JSON object, found []"},
         {"{}", "/format is missing"},
         {R"({"format": "parquet"})", "format \"prulong-tokens\" expected, \"parquet\" found"},
         {R"({"format": "prulong-tokens", "version": 2})", "version 1 of prulong-tokens expected, 2 found"},
