@@ -19,10 +19,16 @@ using nlohmann::json;
   throw Error(path.string() + ": " + what);
 }
 
-const json& find(const json& root, const std::string& pointer, const std::filesystem::path& path) {
+/// The value that a pointer ("/shards/0/format") names; nullptr for none.
+const json* look_up(const json& root, const std::string& pointer) {
   const json::json_pointer parsed(pointer);
-  if (!root.contains(parsed)) fail(path, pointer + " is missing");
-  return root.at(parsed);
+  return root.contains(parsed) ? &root.at(parsed) : nullptr;
+}
+
+const json& find(const json& root, const std::string& pointer, const std::filesystem::path& path) {
+  const json* const found = look_up(root, pointer);
+  if (found == nullptr) fail(path, pointer + " is missing");
+  return *found;
 }
 
 int64_t checked_integer(const json& value, const std::string& pointer, int64_t least, int64_t most,
@@ -125,8 +131,8 @@ int64_t JsonFile::list_size(const std::string& pointer) const {
 }
 
 bool JsonFile::has(const std::string& pointer) const {
-  const json::json_pointer parsed(pointer);
-  return document_->root.contains(parsed) && !document_->root.at(parsed).is_null();
+  const json* const found = look_up(document_->root, pointer);
+  return found != nullptr && !found->is_null();
 }
 
 std::filesystem::path prepared_file(const std::filesystem::path& folder, const std::string& name,
