@@ -102,7 +102,10 @@ def test_smollm2_matches_transformers_and_loads_fast(tmp_path):
     text = "The secret code of the quiet harbour is 48213. The capital of France is"
     documents = [tokenizer(text)["input_ids"], tokenizer("Once upon a time")["input_ids"]]
     found, printed = run_program(SMOLLM2, tmp_path / "out", documents)
-    torch.testing.assert_close(found["logits"], reference_logits(SMOLLM2, documents), rtol=0, atol=1e-4)
+    exact = reference_logits(SMOLLM2, documents, torch.float64)
+    error, theirs = ((logits - exact).abs().max() for logits in (found["logits"], reference_logits(SMOLLM2, documents)))
+    # Logits reach 35 and come of 30 layers: on some processors those of transformers are as far from exact ones.
+    assert error <= max(1e-4, 2 * theirs), f"ours {error:.2e}, that of transformers {theirs:.2e}"
     assert tokenizer.decode(found["greedy"][len(documents[0]) - 1]).strip() == "Paris"
     for dtype in ("float32", "bfloat16"):  # the file is in the cache now; the best of three
         times = [run_program(SMOLLM2, tmp_path / "out", [[1]], dtype)[1] for _ in range(3)]
