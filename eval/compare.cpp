@@ -197,7 +197,7 @@ std::string comparison_json(const EvalConfig& config, const Comparison& comparis
                                  {"answer_exact", row.mean_answer_exact()},
                                  {"masks", masks}});
   }
-  return report.dump(2) + "\n";
+  return report.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
 }
 
 }  // namespace prulong

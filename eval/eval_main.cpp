@@ -24,6 +24,9 @@ void run(const prulong::ConfigCommand& command) {
   if (!config.out.empty() && !std::filesystem::is_directory(std::filesystem::absolute(config.out).parent_path())) {
     throw prulong::Error(config.out + ": its folder does not exist; create it, or choose another out");
   }
+  if (std::filesystem::is_directory(config.out)) {
+    throw prulong::Error(config.out + ": a folder; name a file for out");
+  }
   const auto comparison =
       prulong::compare(config, [](const std::string& message) { std::fprintf(stderr, "%s\n", message.c_str()); });
   std::fputs(prulong::comparison_table(comparison.rows).c_str(), stdout);

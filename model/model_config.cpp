@@ -70,12 +70,12 @@ class Reader {
     throw Error(file_.string() + ": \"" + prefix_ + key + "\" is " + found + "; " + expected);
   }
 
-  int64_t size(const char* key, std::optional<int64_t> fallback = std::nullopt) const {
+  int64_t size(const char* key, std::optional<int64_t> fallback = std::nullopt,
+               uint64_t largest = std::numeric_limits<int32_t>::max()) const {
     if (!has(key) && fallback) return *fallback;
     const json& value = has(key) ? at(key) : json();
-    constexpr int64_t kLargest = std::numeric_limits<int32_t>::max();
-    if (!value.is_number_unsigned() || value.get<uint64_t>() < 1 || value.get<uint64_t>() > kLargest) {
-      fail(key, "expected a whole number from 1 to " + std::to_string(kLargest));
+    if (!value.is_number_unsigned() || value.get<uint64_t>() < 1 || value.get<uint64_t>() > largest) {
+      fail(key, "expected a whole number from 1 to " + std::to_string(largest));
     }
     return value.get<int64_t>();
   }
@@ -245,7 +245,8 @@ ModelConfig read_model_config(const path& folder) {
   result.vocab_size = config.size("vocab_size");
   result.hidden_size = config.size("hidden_size");
   result.intermediate_size = config.size("intermediate_size");
-  result.layers = config.size("num_hidden_layers");
+  constexpr uint64_t kMostLayers = 65535;  // as many as gates are numbered for
+  result.layers = config.size("num_hidden_layers", std::nullopt, kMostLayers);
   result.query_heads = config.size("num_attention_heads");
   result.kv_heads = read_kv_heads(config, family, result.query_heads);
   result.head_dim = read_head_dim(config, family, result.hidden_size, result.query_heads);

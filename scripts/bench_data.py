@@ -130,8 +130,8 @@ def open_many(program: Path, source: Path, folder: Path, runs: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sequences", type=int, default=512, help="of 65,536 tokens in an epoch (default: %(default)s)")
-    parser.add_argument("--runs", type=int, default=7, help="per source (default: %(default)s)")
+    parser.add_argument("--sequences", type=bench_record.positive, default=512, help="of 65,536 tokens in an epoch (default: %(default)s)")
+    parser.add_argument("--runs", type=bench_record.positive, default=7, help="per source (default: %(default)s)")
     parser.add_argument("--bin", type=Path, default=Path(os.environ.get("PRULONG_BIN", ROOT / "build" / "cpu" / "bin")))
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "bench" / "data.json")
     args = parser.parse_args()

@@ -82,3 +82,10 @@ def length_and_sequences(text: str) -> tuple[int, int]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"LENGTH:SEQUENCES expected, as 1024:6, found {text!r}") from None
     return length, sequences
+
+
+def positive(text: str) -> int:
+    """For argparse: a whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, found {text!r}")
+    return int(text)

@@ -228,15 +228,17 @@ def main() -> int:
     parser.add_argument("--plain", action="store_true", help="PyTorch's own bfloat16 products, however slow")
     parser.add_argument("--sink", type=int, default=16, help="tokens (configs/demo.yaml)")
     parser.add_argument("--window", type=int, default=128, help="tokens (configs/demo.yaml)")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=bench_record.positive, default=2)
     parser.add_argument("--warm-up", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=bench_record.positive, default=5)
     parser.add_argument("--model", default="models/SmolLM2-135M-Instruct")
     parser.add_argument("--bin", type=Path, default=ROOT / "build" / "cpu" / "bin")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "bench" / "train_step.json")
     a = parser.parse_args()
     if set(a.parts) - set(LENGTHS):
         parser.error(f"parts are {', '.join(LENGTHS)}, found {' '.join(a.parts)}")
+    if not (Path(a.model) / "config.json").is_file():
+        sys.exit(f"bench_train_step.py: {a.model}: no such model folder; run scripts/fetch_smollm2.py or give --model")
     flags = Path("/proc/cpuinfo").read_text().split()
     facts = {"bfloat16_instructions": "avx512_bf16" in flags or "amx_bf16" in flags, "threads": a.threads,
              "sink": a.sink, "window": a.window, "dtype": a.dtype, "plain": a.plain}

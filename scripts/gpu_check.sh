@@ -11,6 +11,7 @@ set -uo pipefail
 case ${1:-} in -h | --help) sed -n '3,/^set /s/^# //p' "$0"; exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 parts=("$@")
+command="scripts/gpu_check.sh${*:+ $*}"
 [ $# -gt 0 ] || parts=(build conformance operators memcheck racecheck repeat)
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo "$PWD/.venv/bin/python" || command -v python3)}
 out=${OUT:-build/gpu-check}
@@ -77,7 +78,8 @@ mkdir -p "$out"
 for part in "${parts[@]}"; do "part_$part"; done
 failures=$(printf '%s\n' "${results[@]}" | grep -c '"verdict": "FAIL"')
 {
-    printf '{"gpu": "%s",\n' "$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | head -n 1)"
+    printf '{"command": "%s", "torch": "%s",\n' "$command" "$("$python" -c 'import torch; print(torch.__version__)' 2>/dev/null)"
+    printf ' "gpu": "%s",\n' "$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | head -n 1)"
     printf ' "commit": "%s",\n' "${PRULONG_COMMIT:-$(git rev-parse HEAD 2>/dev/null)}"
     printf ' "seconds": %s, "failures": %s,\n "checks": [\n  ' $SECONDS "$failures"
     joined=$(printf ',\n  %s' "${results[@]}")

@@ -37,13 +37,26 @@ std::vector<fs::path> manifests(const fs::path& folder, int64_t last_step = std:
   return newest_first;
 }
 
-TrainingState load_verified(const fs::path& manifest) {
+/// The state whose tensors lie in the file.
+TrainingState map_verified(const fs::path& manifest) {
   const fs::path data = verified_data(manifest);
   std::map<std::string, std::string> metadata;
   TensorMap tensors = load_safetensors(data, &metadata);
-  for (auto& [name, tensor] : tensors) tensor = tensor.clone();  // the file may be removed while we run
   StateHead head = head_of(metadata, data);
   return {head.step, head.sequences, std::move(tensors), std::move(head.identity)};
+}
+
+/// Removes what saves left that were killed: temporary files, and data without a manifest.
+void remove_unfinished(const fs::path& folder) {
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(folder, error)) {
+    const fs::path& path = entry.path();
+    if (!path.filename().string().starts_with("step-")) continue;
+    auto manifest = path;
+    manifest.replace_extension(".json");
+    const bool orphan = path.extension() == ".safetensors" && !fs::exists(manifest, error);
+    if (orphan || path.extension() == ".tmp") fs::remove(path, error);
+  }
 }
 
 }  // namespace
@@ -58,7 +71,7 @@ void save_checkpoint(const fs::path& folder, const TrainingState& state, int64_t
   const auto data = folder / (stem(state.step) + ".safetensors");
   save_safetensors(data, state.tensors, to_metadata({state.step, state.sequences, state.identity}));
   write_manifest(data, state.step);
-  load_verified(folder / (stem(state.step) + ".json"));
+  map_verified(folder / (stem(state.step) + ".json"));
 
   // Those ahead of this step are damaged ones that were passed over: they must not push good ones out.
   const auto all = manifests(folder, state.step);
@@ -68,6 +81,7 @@ void save_checkpoint(const fs::path& folder, const TrainingState& state, int64_t
     fs::remove(all[i], error);  // the manifest first: what is left of a half removal is no checkpoint
     fs::remove(old_data, error);
   }
+  remove_unfinished(folder);
 }
 
 std::optional<TrainingState> load_newest_checkpoint(const fs::path& folder,
@@ -75,7 +89,9 @@ std::optional<TrainingState> load_newest_checkpoint(const fs::path& folder,
   const auto found = manifests(folder);
   for (const auto& manifest : found) {
     try {
-      return load_verified(manifest);
+      TrainingState state = map_verified(manifest);
+      for (auto& [name, tensor] : state.tensors) tensor = tensor.clone();  // the file may be removed while we run
+      return state;
     } catch (const Error& damaged) {
       warn(std::string("damaged checkpoint passed over: ") + damaged.what());
     }

@@ -208,6 +208,11 @@ std::optional<ConfigProblem> find_problem(const TrainConfig& c) {
   if (c.train.mode == TrainMode::kWeights && c.gates.pattern.empty()) {
     return {{"gates.pattern", "required with train.mode: weights, which trains under a fixed mask"}};
   }
+  if (c.train.mode != TrainMode::kWeights && !c.gates.pattern.empty() && c.gates.init_mean <= 0) {
+    return {
+        {"gates.init_mean", "expected more than 0 with gates.pattern, whose local heads start at -init_mean; found " +
+                                show_number(c.gates.init_mean)}};
+  }
   if (c.data.train.empty()) return {{"data.train", "expected at least one source, found none"}};
   for (const auto& [name, sources] : {std::pair{"train", &c.data.train}, std::pair{"eval", &c.data.eval}}) {
     for (size_t i = 0; i < sources->size(); ++i) {

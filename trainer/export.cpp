@@ -122,8 +122,10 @@ Pattern export_pattern(const ExportRequest& request, std::ostream& report) {
   }
   if (request.out && request.out->empty()) throw ConfigError("--out: expected a folder, found an empty name");
   std::error_code ignored;
-  if (request.out && fs::equivalent(*request.out, request.input, ignored)) {
-    throw ConfigError("--out: " + request.out->string() + " is the input itself; name another folder");
+  for (const char* const written : {"", "pattern.json", "masks.tsv"}) {
+    if (request.out && fs::equivalent(*request.out / written, request.input, ignored)) {
+      throw ConfigError("--out: " + request.out->string() + " is or holds the input itself; name another folder");
+    }
   }
 
   const Input input = detect(request.input);

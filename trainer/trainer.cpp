@@ -60,7 +60,7 @@ class Trainer {
         shape_(model_.config().shape()),
         train_data_(open_sources(config.data.train, config.train.seq_len, config.train.seed, false,
                                  model_.config().vocab_size)),
-        start_(load_start(config.gates, shape_)),
+        start_(load_start(config, shape_)),
         learner_(config, initial_gates()),
         learning_rate_{config.train.steps, config.optimizer.warmup_ratio, config.optimizer.min_lr_ratio,
                        config.optimizer.warmup_from_zero} {
@@ -79,6 +79,7 @@ class Trainer {
 
   Outcome run() {
     if (step_ == config_.train.steps) {
+      save_missing_results();
       log_->info("nothing to do: all " + std::to_string(step_) + " steps are finished");
       return Outcome::kFinished;
     }
@@ -99,8 +100,13 @@ class Trainer {
       if (eval_data_ && due(config_.eval.every)) evaluate_held_out();
       if (due(config_.checkpoint.every)) save();
     }
-    if (eval_data_) evaluate_held_out();
-    if (weights_optimizer_) save_model(folder_.path() / "model", model_, config_.model.path);
+    try {
+      if (eval_data_) evaluate_held_out();
+      if (weights_optimizer_) save_model(model_folder(), model_, config_.model.path);
+    } catch (...) {
+      save();  // damaged held-out data, say, must not cost the steps
+      throw;
+    }
     save();
     log_->info("finished " + std::to_string(step_) + " steps in " + format_seconds(seconds_since(start)) +
                "; pattern.json, masks.tsv and metrics.jsonl are in " + folder_.path().string());
@@ -110,10 +116,20 @@ class Trainer {
  private:
   bool trains_gates() const { return config_.train.mode != TrainMode::kWeights; }
 
-  static std::optional<Pattern> load_start(const GateOptions& options, const ModelShape& shape) {
-    if (options.pattern.empty()) return std::nullopt;
-    auto pattern = Pattern::load(options.pattern);
-    pattern.check_fits(shape, options.pattern);
+  static std::optional<Pattern> load_start(const TrainConfig& config, const ModelShape& shape) {
+    const std::string& path = config.gates.pattern;
+    if (path.empty()) return std::nullopt;
+    auto pattern = Pattern::load(path);
+    pattern.check_fits(shape, path);
+    const auto& attention = config.attention;
+    if (config.train.mode == TrainMode::kWeights &&
+        (pattern.sink != attention.sink || pattern.window != attention.window)) {
+      const auto keys = [](int64_t sink, int64_t window) {
+        return "attention.sink=" + std::to_string(sink) + " attention.window=" + std::to_string(window);
+      };
+      throw Error(path + ": a mask for " + keys(pattern.sink, pattern.window) + ", but the configuration has " +
+                  keys(attention.sink, attention.window) + "; mode weights keeps the mask: set what it is for");
+    }
     return pattern;
   }
 
@@ -356,6 +372,16 @@ class Trainer {
     if (weights_optimizer_) state.tensors.merge(weights_optimizer_->state());
     save_checkpoint(folder_.checkpoints(), state, config_.checkpoint.keep);
     pattern().save(folder_.path());
+  }
+
+  std::filesystem::path model_folder() const { return folder_.path() / "model"; }
+
+  /// For a run that ended between its last checkpoint and what follows that.
+  void save_missing_results() {
+    pattern().save(folder_.path());
+    if (weights_optimizer_ && !std::filesystem::exists(model_folder() / "model.safetensors")) {
+      save_model(model_folder(), model_, config_.model.path);
+    }
   }
 
   void restore(const TrainingState& state) {

@@ -166,6 +166,7 @@ TEST_CASE("model config: what would change the mathematics is refused by name") 
     }
     refused({{key, nullptr}}, std::string("\"") + key + "\" is null; expected a whole number");
   }
+  refused({{"num_hidden_layers", 2000000000}}, R"("num_hidden_layers" is 2000000000; expected a whole number)");
   refused({{"rms_norm_eps", 0}}, R"("rms_norm_eps" is 0; expected a positive number)");
   refused({{"rms_norm_eps", "1e-6"}}, R"("rms_norm_eps" is "1e-6")");
   refused({{"tie_word_embeddings", 1}}, R"("tie_word_embeddings" is 1; expected true or false)");

@@ -172,7 +172,8 @@ def test_table(export, model, tmp_path):
         (("run", "--window", "1.5"), "--window: expected an integer, found '1.5'"),
         (("run", "--out", ""), "--out"),
         (("run", "--out"), "out"),
-        (("run", "--out", "./run/"), "is the input itself"),
+        (("run", "--out", "./run/"), "is or holds the input itself"),
+        (("run/pattern.json", "--out", "run"), "is or holds the input itself"),
     ],
 )
 def test_a_wrong_command_line_exits_with_2(export, run_folder, arguments, message):

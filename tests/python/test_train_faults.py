@@ -4,12 +4,15 @@
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import time
 
+import numpy as np
 import pytest
 
+from prulong import Pattern
 from train_program import assert_same_run, error_line, metrics, train, wait_for_step  # noqa: F401 (train: a fixture)
 
 KILLS = int(os.environ.get("PRULONG_KILLS", "8"))
@@ -154,3 +157,62 @@ def test_a_limit_on_files_is_an_error_and_no_signal(train, tmp_path):
     assert_one_error(text, ".safetensors: cannot write: File too large", "ulimit -f")
     train(*options, f"run.dir={run}")
     assert_same_run(whole, run)
+
+
+def test_an_error_after_the_last_step_costs_no_step(train, tmp_path):
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    np.save(bad / "x.npy", np.full(400, 60000, np.uint16))
+    held_out = f"data.eval=[{{type: npy, path: {bad}}}]"
+    assert_one_error(train("checkpoint.every=0", held_out, code=1), "x.npy: token 60000")
+    run = tmp_path / "run"
+    assert checkpoints(run) == ["step-00000012.json", "step-00000012.safetensors"]
+    assert Pattern.load(run).provenance["steps"] == "12"
+
+
+def test_a_second_start_writes_what_the_last_checkpoint_left_out(train, tmp_path):
+    options = [*BOTH, "train.steps=2"]
+    run = tmp_path / "run"
+    (run / "masks.tsv" / "x").mkdir(parents=True)
+    assert_one_error(train(*options, code=1), f"{run}/masks.tsv: cannot replace")
+    shutil.rmtree(run / "masks.tsv")
+    assert "nothing to do" in train(*options)
+    assert Pattern.load(run).provenance["steps"] == "2"
+    weights = run / "model" / "model.safetensors"
+    trained = weights.read_bytes()
+    weights.unlink()
+    assert "nothing to do" in train(*options)
+    assert weights.read_bytes() == trained
+
+
+def test_what_killed_saves_leave_is_removed(train, tmp_path):
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    for name in ("step-00000003.safetensors", "step-00000005.safetensors.tmp", "notes.txt"):
+        (folder / name).write_text("what was written so far")
+    train("checkpoint.keep=1")
+    assert checkpoints(tmp_path / "run") == ["notes.txt", "step-00000012.json", "step-00000012.safetensors"]
+
+
+def test_names_of_data_files_need_not_be_text(train, world, tmp_path):
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    tokens = np.load(world / "tokens" / "tokens.npy")
+    with open(os.fsencode(folder) + b"/caf\xe9.npy", "wb") as file:
+        np.save(file, tokens)
+    source = f"data.train=[{{type: npy, path: {folder}}}]"
+    train(source, "train.steps=2")
+    assert "nothing to do" in train(source, "train.steps=2")
+    (folder / "lost.npy").symlink_to(tmp_path / "nowhere")
+    assert_one_error(train(source, "train.steps=2", code=1), "lost.npy: a file expected, found a folder or a broken link")
+
+
+def test_settings_that_would_mean_something_else_are_refused(train, world, tmp_path):
+    train("train.steps=2", f"run.dir={tmp_path}/masks")
+    kept = ["train.mode=weights", f"gates.pattern={tmp_path}/masks"]
+    assert_one_error(train(*kept, "attention.window=32", code=1), "attention.sink=4 attention.window=16")
+    inverted = train(f"gates.pattern={tmp_path}/masks", "gates.init_mean=-4", code=2)
+    assert "gates.init_mean: expected more than 0 with gates.pattern" in inverted
+    np.save(tmp_path / "tokens.npy", np.load(world / "tokens" / "tokens.npy"))
+    source = f"data.train=[{{type: npy, path: {tmp_path}/tokens.npy, end_token: 99999999}}]"
+    assert_one_error(train(source, code=1), "tokens.npy: end_token 99999999: a token of the model's expected, below")

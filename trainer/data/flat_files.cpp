@@ -32,28 +32,22 @@ std::vector<fs::path> find_files(const fs::path& path, const std::string& extens
   std::error_code error;
   if (fs::is_regular_file(path, error)) return {path};
   std::vector<fs::path> files;
-  if (!fs::is_directory(path, error)) throw Error(path.string() + ": no such file or folder");
+  if (!fs::is_directory(path, error)) throw Error(path.string() + ": no such file or folder; check the data's path");
   if (extension == ".npy") refuse_prepared(path);
   for (const auto& entry : fs::directory_iterator(path, error)) {
-    if (entry.path().extension() == extension && entry.is_regular_file(error)) files.push_back(entry.path());
+    if (entry.path().extension() != extension) continue;
+    std::error_code unreadable;
+    if (!entry.is_regular_file(unreadable)) {
+      throw Error(entry.path().string() + ": a file expected, found a folder or a broken link; remove it");
+    }
+    files.push_back(entry.path());
   }
   if (error) throw Error(path.string() + ": cannot list the folder: " + error.message());
-  if (files.empty()) throw Error(path.string() + ": *" + extension + " files expected in this folder, none found");
+  if (files.empty())
+    throw Error(path.string() + ": *" + extension +
+                " files expected in this folder, none found; check the data's path and type");
   std::sort(files.begin(), files.end());
   return files;
-}
-
-/// A hash of a file's size and of up to 16 stretches of 4 KiB, evenly spread from its start to its end.
-uint64_t sample_hash(std::span<const std::byte> bytes) {
-  constexpr size_t kStretches = 16, kLength = 4096;
-  const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
-  uint64_t hash = hash64(std::to_string(text.size()));
-  if (text.size() <= kStretches * kLength) return hash ^ hash64(text);
-  for (size_t i = 0; i < kStretches; ++i) {
-    const size_t start = (text.size() - kLength) / (kStretches - 1) * i;
-    hash = mix64(hash ^ hash64(text.substr(start, kLength)));
-  }
-  return hash;
 }
 
 /// All files as one block.
@@ -61,11 +55,16 @@ class FlatFiles final : public Block {
  public:
   FlatFiles(const FlatFileOptions& options, int64_t seq_len) : options_(options) {
     check_seq_len(seq_len);
+    if (options.end_token >= options.vocab_size) {
+      throw Error(options.path.string() + ": end_token " + std::to_string(options.end_token) +
+                  ": a token of the model's expected, below " + std::to_string(options.vocab_size));
+    }
     for (const fs::path& path : find_files(options.path, options.type ? ".bin" : ".npy")) {
       IntegerFile file = options.type ? IntegerFile::open_raw(path, *options.type) : IntegerFile::open_npy(path);
       const int64_t piece_tokens = file.shape().size() == 2 ? file.shape()[1] : seq_len;
       const int64_t pieces = piece_tokens == 0 ? 0 : (file.size() + piece_tokens - 1) / piece_tokens;
-      fingerprint_ += ":" + path.filename().string() + "=" + std::to_string(sample_hash(file.bytes()));
+      const std::string name = path.filename().string();  // hashed: its bytes need not be text
+      fingerprint_ += ":" + std::to_string(hash64(name)) + "=" + std::to_string(file.sample_hash());
       files_.push_back({std::move(file), pieces_, piece_tokens});
       pieces_ += pieces;
     }

@@ -3,9 +3,12 @@
 
 #include <bit>
 #include <cstring>
+#include <string>
+#include <string_view>
 #include <type_traits>
 
 #include "model/error.h"
+#include "trainer/data/random.h"
 
 namespace prulong {
 namespace {
@@ -110,6 +113,18 @@ void IntegerFile::append(int64_t first, int64_t count, int64_t vocab_size, const
   throw Error(path_.string() + ": token " + std::to_string((*this)[first + bad]) + " at position " +
               std::to_string(first + bad) + " is beyond the vocabulary of " + std::to_string(vocab_size) + " in " +
               owner);
+}
+
+uint64_t IntegerFile::sample_hash() const {
+  constexpr size_t kStretches = 16, kLength = 4096;
+  const std::string_view text(reinterpret_cast<const char*>(bytes().data()), bytes().size());
+  uint64_t hash = hash64(std::to_string(text.size()));
+  if (text.size() <= kStretches * kLength) return hash ^ hash64(text);
+  for (size_t i = 0; i < kStretches; ++i) {
+    const size_t start = (text.size() - kLength) / (kStretches - 1) * i;
+    hash = mix64(hash ^ hash64(text.substr(start, kLength)));
+  }
+  return hash;
 }
 
 }  // namespace prulong

@@ -52,6 +52,8 @@ class IntegerFile {
   int64_t size() const { return size_; }
   /// The whole file.
   std::span<const std::byte> bytes() const { return file_->bytes(); }
+  /// A hash of the file's size and of up to 16 stretches of 4 KiB, evenly spread from its start to its end.
+  uint64_t sample_hash() const;
 
   /// Element `index` in C order, 0 <= index < size() (not checked).
   int64_t operator[](int64_t index) const { return load_integer(type_, data_ + index * bytes_of(type_)); }

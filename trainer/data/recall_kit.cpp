@@ -51,7 +51,6 @@ int64_t RecallKit::List::longest() const {
 RecallKit::RecallKit(const std::filesystem::path& folder, bool held_out) {
   const JsonFile info(prepared_file(folder, "kit.json", "recall"));
   info.require_format("prulong-recall-kit", 2);
-  hash_ = hash64(info.content());  // kit.json holds the hashes of the arrays
   vocab_size_ = info.integer("/vocab_size", 1, kMaxInt32);
 
   const IntegerFile tokens = IntegerFile::open_npy(folder / "tokens.npy");
@@ -60,6 +59,7 @@ RecallKit::RecallKit(const std::filesystem::path& folder, bool held_out) {
   const IntegerFile offsets = IntegerFile::open_npy(folder / "offsets.npy");
   const int64_t pieces = info.integer("/pieces", 1, kMaxInt32);
   check_array(offsets, offsets.type() == IntegerType::kInt64, "int64", pieces + 1);
+  hash_ = mix64(hash64(info.content()) ^ mix64(tokens.sample_hash() ^ offsets.sample_hash()));
 
   tokens.append(0, tokens.size(), vocab_size_, "kit.json", tokens_);
   const auto piece = [&](int64_t index) {

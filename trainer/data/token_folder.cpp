@@ -38,8 +38,10 @@ class TokenFolder final : public Block {
   }
 
   int64_t vocab_size() const { return vocab_size_; }
-  /// data.json holds the hashes of the arrays.
-  std::string fingerprint() const { return "tokens:" + std::to_string(hash64(info_.content())); }
+  std::string fingerprint() const {
+    const uint64_t arrays = mix64(tokens_.sample_hash() ^ documents_.sample_hash());
+    return "tokens:" + std::to_string(mix64(hash64(info_.content()) ^ arrays));
+  }
 
  private:
   void check_tokens() const {

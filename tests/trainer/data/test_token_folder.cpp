@@ -121,6 +121,10 @@ TEST_CASE("the stream depends on folder, length and seed alone, whatever is read
   CHECK(source->fingerprint() == shared->fingerprint());
   CHECK(source->fingerprint() != open_token_folder(folder.path(), 16, 4)->fingerprint());
   CHECK(source->fingerprint() != open_token_folder(folder.path(), 17, 3)->fingerprint());
+  std::string bytes = read_text(folder.path() / "tokens.npy");
+  bytes.back() ^= 1;
+  write_text(folder.path() / "tokens.npy", bytes);  // data.json stays as it is
+  CHECK(source->fingerprint() != open_token_folder(folder.path(), 16, 3)->fingerprint());
   write_token_folder(folder.path(), make_documents(49), 1000);
   CHECK(source->fingerprint() != open_token_folder(folder.path(), 16, 3)->fingerprint());
 }
