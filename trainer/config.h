@@ -18,7 +18,7 @@ namespace prulong {
 /// Which values the keys have that a file does not give.
 enum class Preset {
   kDefault,
-  kReference,  ///< the published recipe, quirks included
+  kReference,  ///< the published recipe's sampled sparsity, rates, decay, warm-up and lengths
 };
 enum class ModelDtype { kAuto, kFloat32, kBfloat16 };
 enum class ModelDevice { kAuto, kCpu, kCuda };
