@@ -95,11 +95,11 @@ IntegerFile::IntegerFile(const std::filesystem::path& path, IntegerType type)
 IntegerFile IntegerFile::open_raw(const std::filesystem::path& path, IntegerType type) {
   IntegerFile file(path, type);
   const auto found = static_cast<int64_t>(file.bytes().size());
-  if (found == 0) throw Error(path.string() + ": the file is empty, tokens expected");
+  if (found == 0) throw Error(path.string() + ": the file is empty, tokens expected; write it again");
   if (found % bytes_of(type) != 0) {
     throw Error(path.string() + ": whole " + type_name(type) + " integers of " + std::to_string(bytes_of(type)) +
                 " bytes expected, " + std::to_string(found) +
-                " bytes found: the file is incomplete, or of another dtype");
+                " bytes found: the file is incomplete, or of another dtype; write it again, or change dtype");
   }
   file.size_ = found / bytes_of(type);
   file.shape_ = {file.size_};
@@ -112,7 +112,7 @@ void IntegerFile::append(int64_t first, int64_t count, int64_t vocab_size, const
   if (bad < 0) return;
   throw Error(path_.string() + ": token " + std::to_string((*this)[first + bad]) + " at position " +
               std::to_string(first + bad) + " is beyond the vocabulary of " + std::to_string(vocab_size) + " in " +
-              owner);
+              owner + "; prepare the data with the model's own tokenizer");
 }
 
 uint64_t IntegerFile::sample_hash() const {

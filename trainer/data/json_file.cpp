@@ -16,7 +16,7 @@ namespace {
 using nlohmann::json;
 
 [[noreturn]] void fail(const std::filesystem::path& path, const std::string& what) {
-  throw Error(path.string() + ": " + what);
+  throw Error(path.string() + ": " + what + "; write the data again");
 }
 
 /// The value that a pointer ("/shards/0/format") names; nullptr for none.
@@ -69,7 +69,8 @@ JsonFile::JsonFile(const std::filesystem::path& path) : path_(path) {
   std::ifstream file(path, std::ios::binary);
   content_.assign(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
   if (!file) fail(path, "cannot read");
-  document_ = std::make_unique<Document>(Document{parse_json_object(content_, path.string(), "")});
+  document_ =
+      std::make_unique<Document>(Document{parse_json_object(content_, path.string(), "; write the data again")});
 }
 
 JsonFile::JsonFile(JsonFile&&) noexcept = default;
@@ -80,8 +81,8 @@ void JsonFile::require_format(const std::string& format, int64_t version) const 
   if (found != format) fail(path_, "format \"" + format + "\" expected, " + shown(found) + " found");
   const json found_version = find(document_->root, "/version", path_);
   if (found_version != version) {
-    fail(path_, "version " + std::to_string(version) + " of " + format + " expected, " + shown(found_version) +
-                    " found; prepare the data again");
+    fail(path_,
+         "version " + std::to_string(version) + " of " + format + " expected, " + shown(found_version) + " found");
   }
 }
 
@@ -139,8 +140,9 @@ std::filesystem::path prepared_file(const std::filesystem::path& folder, const s
                                     const std::string& command) {
   std::error_code ignored;
   const std::string writer = "; write it with scripts/prepare_data.py " + command;
-  if (!std::filesystem::is_directory(folder, ignored)) fail(folder, "no such folder" + writer);
-  if (!std::filesystem::is_regular_file(folder / name, ignored)) fail(folder, "this folder has no " + name + writer);
+  if (!std::filesystem::is_directory(folder, ignored)) throw Error(folder.string() + ": no such folder" + writer);
+  if (!std::filesystem::is_regular_file(folder / name, ignored))
+    throw Error(folder.string() + ": this folder has no " + name + writer);
   return folder / name;
 }
 

@@ -52,7 +52,7 @@ class IndexReader {
   std::vector<MdsShard> read() {
     index_.integer("/version", 2, 2);
     const int64_t count = index_.list_size("/shards");
-    if (count == 0) fail(index_, "no shards");
+    if (count == 0) fail(index_, "no shards; give a folder that has some");
     std::vector<MdsShard> shards;
     shards.reserve(static_cast<size_t>(count));
     for (int64_t i = 0; i < count; ++i) shards.push_back(read_shard("/shards/" + std::to_string(i)));
@@ -62,7 +62,7 @@ class IndexReader {
  private:
   MdsShard read_shard(const std::string& at) {
     if (const std::string format = index_.text(at + "/format"); format != "mds") {
-      fail(index_, at + ": format mds expected, " + format + " found");
+      fail(index_, at + ": format mds expected, " + format + " found; write the shards with MDSWriter");
     }
     index_.integer(at + "/version", 2, 2);
     MdsShard shard;
@@ -89,7 +89,8 @@ class IndexReader {
     const std::filesystem::path path(file.name);
     const bool leaves = path.is_absolute() || std::ranges::any_of(path, [](const auto& part) { return part == ".."; });
     if (!path.has_filename() || leaves) {
-      fail(index_, at + "/basename: a file below the index's folder expected, \"" + file.name + "\" found");
+      fail(index_, at + "/basename: a file below the index's folder expected, \"" + file.name +
+                       "\" found; write the shards again");
     }
     return file;
   }
@@ -101,7 +102,7 @@ class IndexReader {
     if (names.size() != encodings.size() || names.size() != sizes.size()) {
       fail(index_, at + ": as many column_encodings and column_sizes as column_names expected, " +
                        std::to_string(encodings.size()) + " and " + std::to_string(sizes.size()) + " for " +
-                       std::to_string(names.size()) + " found");
+                       std::to_string(names.size()) + " found; write the shards again");
     }
     const auto find = [&](const char* name) {
       const auto found = std::ranges::find(names, name);
@@ -128,7 +129,7 @@ class IndexReader {
     if (!encoding) {
       fail(index_, at + ": column " + name +
                        ": encoding bytes or an ndarray of uint16, int32, uint32, int64 or uint64 " + "expected, " +
-                       text + " found");
+                       text + " found; write the shards again with one of them");
     }
     if (encoding->bytes) {
       if (!bytes_type_) {

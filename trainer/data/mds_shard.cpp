@@ -33,7 +33,8 @@ void check_file(const fs::path& path, Bytes bytes, const MdsFile& expected) {
   for (const auto& [algorithm, hash] : expected.hashes) {
     const auto found = digest(algorithm, bytes);
     if (!found)
-      fail(path, "index.json has a hash of unknown kind, \"" + algorithm + "\"; known: sha1, xxh3_64 and such");
+      fail(path, "index.json has a hash of unknown kind, \"" + algorithm +
+                     "\"; known: sha1, xxh3_64 and such; write the shards again with one of them");
     if (*found != hash) {
       fail(path, algorithm + " " + hash.substr(0, 16) + "... expected by index.json, " + found->substr(0, 16) +
                      "... found: the shard is damaged; copy it again");

@@ -17,7 +17,7 @@ constexpr size_t kPreamble = 8;  // magic and version, before the header's lengt
 constexpr size_t kMaxHeader = 65536;
 
 [[noreturn]] void fail(const std::filesystem::path& path, const std::string& what) {
-  throw Error(path.string() + ": " + what);
+  throw Error(path.string() + ": " + what + "; write it again with numpy.save");
 }
 
 /// Reads the header's Python dictionary, in any order of its keys.

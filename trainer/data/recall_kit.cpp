@@ -18,7 +18,7 @@ void check_array(const IntegerFile& array, bool right_type, const char* types, i
   const std::string name = array.path().string();
   if (!right_type || array.shape().size() != 1) {
     throw Error(name + ": 1-D array of " + types + " expected, " + std::to_string(array.shape().size()) +
-                "-D array of " + type_name(array.type()) + " found");
+                "-D array of " + type_name(array.type()) + " found; prepare the kit again");
   }
   if (array.size() != expected) {
     throw Error(name + ": " + std::to_string(expected) + " elements expected by kit.json, " +
@@ -76,7 +76,7 @@ RecallKit::RecallKit(const std::filesystem::path& folder, bool held_out) {
     const std::vector<int64_t> range = info.integers(pointer, 0, pieces);
     if (range.size() != 2 || range[1] < 1 || range[1] > pieces - range[0]) {
       throw Error(info.path().string() + ": " + pointer + ": [first, count] within " + std::to_string(pieces) +
-                  " pieces expected");
+                  " pieces expected; prepare the kit again");
     }
     List result{name, {}};
     for (int64_t i = range[0]; i < range[0] + range[1]; ++i) result.pieces.push_back(piece(i));

@@ -49,7 +49,8 @@ class TokenFolder final : public Block {
     const bool unsigned_type = tokens_.type() == IntegerType::kUint16 || tokens_.type() == IntegerType::kUint32;
     if (!unsigned_type || tokens_.shape().size() != 1) {
       throw Error(tokens_.path().string() + ": 1-D array of uint16 or uint32 expected, " +
-                  std::to_string(tokens_.shape().size()) + "-D array of " + type_name(tokens_.type()) + " found");
+                  std::to_string(tokens_.shape().size()) + "-D array of " + type_name(tokens_.type()) +
+                  " found; prepare the data again");
     }
     if (tokens_.size() != expected) {
       throw Error(tokens_.path().string() + ": " + std::to_string(expected) + " tokens expected by data.json, " +
@@ -63,14 +64,15 @@ class TokenFolder final : public Block {
     const int64_t expected = info_.integer("/documents", 1, kMaxInt64 - 1);
     if (documents_.type() != IntegerType::kInt64 || documents_.shape().size() != 1) {
       throw Error(name + ": 1-D array of int64 expected, " + std::to_string(documents_.shape().size()) +
-                  "-D array of " + type_name(documents_.type()) + " found");
+                  "-D array of " + type_name(documents_.type()) + " found; prepare the data again");
     }
     if (documents_.size() != expected + 1) {
       throw Error(name + ": " + std::to_string(expected + 1) + " offsets expected by data.json, " +
                   std::to_string(documents_.size()) + " found; prepare the data again");
     }
     if (documents_[0] != 0)
-      throw Error(name + ": first offset 0 expected, " + std::to_string(documents_[0]) + " found");
+      throw Error(name + ": first offset 0 expected, " + std::to_string(documents_[0]) +
+                  " found; prepare the data again");
     for (int64_t i = 0; i < expected; ++i) {
       if (documents_[i + 1] < documents_[i]) {
         throw Error(name + ": offset " + std::to_string(i + 1) + " is " + std::to_string(documents_[i + 1]) +
