@@ -53,7 +53,7 @@ struct BackwardJob {
   at::Tensor dq;     // [Tq, H, g, D], any floating type: written
   at::Tensor dk;     // [H, Tk, D], compute type: added to
   at::Tensor dv;     // [H, Tk, D], compute type: added to
-  at::Tensor dgate;  // [H], float64 (compute type on CUDA): added to; kFractional only
+  at::Tensor dgate;  // [H], float64: added to; kFractional only
 };
 
 /// Gradients with five matrix products per tile also for fractional heads: on local keys the mixed probability is

@@ -23,8 +23,9 @@ namespace prulong {
 /// @param window      number of last tokens, the query included, that it sees, >= 1.
 /// @param scale       factor on q . k, usually 1 / sqrt(D).
 /// @returns           [T, Hq, D], q's dtype.
-/// @throws c10::Error naming the argument, what was expected and what was found.
-/// Source: PruLong, arXiv 2506.17121, section 3; token-exact window.
+/// @throws c10::Error naming the argument, what was expected and what was found. Our kernels for Hopper GPUs do not
+/// wait for the device: what only data on it show (bounds, gates) gives NaN there, and max_seqlen is not read. Source:
+/// PruLong, arXiv 2506.17121, section 3; token-exact window.
 PRULONG_API at::Tensor gated_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                        const at::Tensor& gate, const at::Tensor& cu_seqlens, int64_t max_seqlen,
                                        int64_t sink, int64_t window, double scale);

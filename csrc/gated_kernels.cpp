@@ -59,7 +59,7 @@ void check_results(const at::Tensor& dout, const at::Tensor& out, const at::Tens
 AttentionSpec make_spec(const char* op, const at::Tensor& q, const at::Tensor& cu_seqlens, int64_t max_seqlen,
                         int64_t sink, int64_t window, double scale) {
   const Bounds bounds = read_bounds(op, "cu_seqlens", cu_seqlens, q.size(0), "max_seqlen", max_seqlen);
-  return {make_documents(bounds, bounds), {sink, window}, scale};
+  return {make_documents(bounds, bounds), bounded({sink, window}, q.size(0)), scale};
 }
 
 std::vector<HeadKind> kinds_of(const std::vector<double>& gate) {
@@ -83,7 +83,7 @@ Tensors forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, c
   }
   const AttentionSpec spec = make_spec(kForward, q, cu_seqlens, max_seqlen, sink, window, scale);
   const std::vector<HeadKind> kinds = kinds_of(read_gate(kForward, gate));
-  if (LibraryAttention::supports(q)) {
+  if (LibraryAttention::supports(q, scale)) {
     const GatedResults results = gated_library_forward(spec, kinds, q, k, v, gate);
     return {results.out, results.delta, results.lse_global, results.lse_local};
   }
@@ -132,7 +132,7 @@ Tensors backward(const at::Tensor& dout, const at::Tensor& q, const at::Tensor& 
   }
   const AttentionSpec spec = make_spec(kBackward, q, cu_seqlens, max_seqlen, sink, window, scale);
   const std::vector<HeadKind> kinds = kinds_of(read_gate(kBackward, gate));
-  if (LibraryAttention::supports(q)) {
+  if (LibraryAttention::supports(q, scale)) {
     const auto [dq, dk, dv, dgate] =
         gated_library_backward(spec, kinds, dout, q, k, v, gate, {out, delta, lse_global, lse_local}, needs);
     const auto or_empty = [](const at::Tensor& gradient, const at::Tensor& of) {

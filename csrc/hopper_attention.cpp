@@ -8,8 +8,6 @@
 #include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime_api.h>
 
-#include <algorithm>
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
 
@@ -55,9 +53,8 @@ kernels::Batch make_batch(const at::Tensor& q, const at::Tensor& k, const Locali
   batch.query_heads = static_cast<int>(q.size(1));
   batch.kv_heads = static_cast<int>(k.size(1));
   batch.head_dim = static_cast<int>(q.size(2));
-  // More than all keys is all keys.
-  batch.locality = {static_cast<int>(std::min(locality.sink, k.size(0))),
-                    static_cast<int>(std::min(locality.window, k.size(0)))};
+  const Locality within = bounded(locality, k.size(0));
+  batch.locality = {static_cast<int>(within.sink), static_cast<int>(within.window)};
   batch.q_bounds = q_bounds.const_data_ptr<int>();
   batch.k_bounds = k_bounds.const_data_ptr<int>();
   return batch;
@@ -116,7 +113,8 @@ bool supports(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cu_seq
   if (!q.is_cuda() || (dtype != at::kHalf && dtype != at::kBFloat16)) return false;
   if (q.size(2) != 64 && q.size(2) != 128) return false;
   if (q.size(0) == 0 || k.size(0) == 0 || cu_seqlens.size(0) < 2) return false;
-  if (!(static_cast<float>(scale) > 0) || !std::isfinite(static_cast<float>(scale))) return false;
+  // The upper bound keeps a scaled Softmax::kLowest finite.
+  if (!(static_cast<float>(scale) > 0 && scale <= 128)) return false;
   if (!kernels::within_limits(q.size(0), k.size(0), cu_seqlens.size(0) - 1, q.size(1))) return false;
   return on_hopper(q);
 }

@@ -11,15 +11,15 @@
 
 /// Attention by our own kernels for Hopper GPUs (csrc/kernels). Nothing here waits for the device, so what lies on it
 /// is not checked: bounds that do not rise from 0 to the number of tokens, or a document with more queries than keys,
-/// give outputs and gradients of NaN; so does, in its heads, a gate outside [0, 1]. Calls can be captured in a CUDA
-/// graph.
+/// give outputs, log-sum-exps and gradients of NaN; so does, in its heads, a gate outside [0, 1]. Calls can be captured
+/// in a CUDA graph.
 ///
 /// Tensors as in the operators' schemas (library.cpp), already checked for shape, dtype and device.
 namespace prulong::hopper {
 
 /// Shall the kernels compute this? They can on compute capability 9.0, for float16 or bfloat16, head_dim 64 or 128,
-/// scale > 0, at least one token, and sizes within the limits of csrc/kernels/address.h. The environment variable
-/// PRULONG_ATTENTION=library leaves them out, to measure or to doubt them.
+/// 0 < scale <= 128, at least one token, and sizes within the limits of csrc/kernels/address.h. The environment
+/// variable PRULONG_ATTENTION=library leaves them out, to measure or to doubt them.
 bool supports(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cu_seqlens, double scale);
 
 /// gated_attention's forward half. delta and the log-sum-exp of a branch that a head does not compute are unspecified.

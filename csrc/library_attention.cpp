@@ -17,6 +17,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <utility>
 
 #include "csrc/kernels/gate_mix.h"
@@ -30,10 +31,18 @@ constexpr int64_t kSinkRows = 4096;
 // cuDNN makes a plan for every new shape, which short documents do not pay back.
 constexpr int64_t kMinCudnnTokens = 2048;
 
-int compute_capability_major(const at::Tensor& q) {
-  int major = 0;
+// 90 for 9.0.
+int compute_capability(const at::Tensor& q) {
+  int major = 0, minor = 0;
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, q.get_device()));
-  return major;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, q.get_device()));
+  return 10 * major + minor;
+}
+
+// As the library reads q, k and v, without checking: rows of whole 16-byte vectors.
+at::Tensor readable(const at::Tensor& t) {
+  const bool aligned = reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0;
+  return aligned && t.stride(0) % 8 == 0 && t.stride(1) % 8 == 0 ? t : t.clone(at::MemoryFormat::Contiguous);
 }
 
 // [T, H, D] as cuDNN's [1, H, T, D].
@@ -68,11 +77,12 @@ void merge(const Softmax& whole, const Softmax& part, int64_t begin, const at::T
 
 }  // namespace
 
-bool LibraryAttention::supports(const at::Tensor& q) {
+bool LibraryAttention::supports(const at::Tensor& q, double scale) {
   const at::ScalarType dtype = q.scalar_type();
   if (!q.is_cuda() || q.size(0) == 0 || (dtype != at::kHalf && dtype != at::kBFloat16)) return false;
-  if (q.size(2) % 8 != 0 || q.size(2) > 256) return false;
-  return compute_capability_major(q) >= 8;
+  if (q.size(2) % 8 != 0 || q.size(2) > 256 || !(static_cast<float>(scale) > 0)) return false;
+  const int capability = compute_capability(q);
+  return capability >= 80 && (q.size(2) <= 192 || capability == 80 || capability == 90);
 }
 
 LibraryAttention::LibraryAttention(const AttentionSpec& spec, bool local, at::Device device) : scale_(spec.scale) {
@@ -121,7 +131,7 @@ LibraryAttention::Call LibraryAttention::prepare(const AttentionPart& part, at::
 
 bool LibraryAttention::use_cudnn(const at::Tensor& q) const {
   // cuDNN's backward pass has no deterministic mode here.
-  return one_document_ && q.size(0) >= kMinCudnnTokens && q.size(2) <= 128 && compute_capability_major(q) >= 9 &&
+  return one_document_ && q.size(0) >= kMinCudnnTokens && q.size(2) <= 128 && compute_capability(q) >= 90 &&
          at::globalContext().userEnabledCuDNNSDP() && !at::globalContext().deterministicAlgorithms();
 }
 
@@ -182,9 +192,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> LibraryAttention::backward_part(c
   return {dq.contiguous(), dk.contiguous(), dv.contiguous()};
 }
 
-std::tuple<at::Tensor, at::Tensor> LibraryAttention::forward(const at::Tensor& q, const at::Tensor& k,
-                                                             const at::Tensor& v) const {
-  const c10::OptionalDeviceGuard guard(q.device());
+std::tuple<at::Tensor, at::Tensor> LibraryAttention::forward(const at::Tensor& q_any, const at::Tensor& k_any,
+                                                             const at::Tensor& v_any) const {
+  const c10::OptionalDeviceGuard guard(q_any.device());
+  const at::Tensor q = readable(q_any), k = readable(k_any), v = readable(v_any);
   auto [out, lse] = forward_part(calls_.front(), q, k, v);
   for (size_t i = 1; i < calls_.size(); ++i) {
     const Call& call = calls_[i];
@@ -195,11 +206,11 @@ std::tuple<at::Tensor, at::Tensor> LibraryAttention::forward(const at::Tensor& q
   return {out, lse};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> LibraryAttention::backward(const at::Tensor& dout, const at::Tensor& q,
-                                                                          const at::Tensor& k, const at::Tensor& v,
-                                                                          const at::Tensor& out,
-                                                                          const at::Tensor& lse) const {
-  const c10::OptionalDeviceGuard guard(q.device());
+std::tuple<at::Tensor, at::Tensor, at::Tensor> LibraryAttention::backward(
+    const at::Tensor& dout, const at::Tensor& q_any, const at::Tensor& k_any, const at::Tensor& v_any,
+    const at::Tensor& out, const at::Tensor& lse) const {
+  const c10::OptionalDeviceGuard guard(q_any.device());
+  const at::Tensor q = readable(q_any), k = readable(k_any), v = readable(v_any);
   auto [dq, dk, dv] = backward_part(calls_.front(), dout, q, k, v, out, lse);
   if (calls_.size() == 1) return {dq, dk, dv};
   // Every row of a sink's part adds to the same few keys.

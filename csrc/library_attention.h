@@ -20,16 +20,17 @@ namespace prulong {
 /// the keys.
 class LibraryAttention {
  public:
-  /// Can the library compute these tensors? (dtype, head_dim a multiple of 8 up to 256, compute capability >= 8.0,
-  /// at least one token)
-  static bool supports(const at::Tensor& q);
+  /// Can the library compute these tensors? (dtype, head_dim a multiple of 8 up to 256, or 192 where the library has no
+  /// larger backward pass, compute capability >= 8.0, at least one token, scale > 0: flash attention scales scores
+  /// after hiding keys)
+  static bool supports(const at::Tensor& q, double scale);
 
   /// @param local   the local branch, else the global one.
   /// @param device  of the tensors to come.
   LibraryAttention(const AttentionSpec& spec, bool local, at::Device device);
 
   /// q [Tq, Hq, D], k and v [Tk, Hkv, D]: out [Tq, Hq, D] and log-sum-exp [Hq, Tq] float32, contiguous. Queries are
-  /// aligned with the last keys of their document.
+  /// aligned with the last keys of their document. Inputs that 16-byte reads cannot address are copied.
   std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) const;
 
   /// dq, dk, dv in the inputs' dtype, contiguous; out and lse as forward returned them.

@@ -52,7 +52,7 @@ Result run(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const 
   }
   const Bounds q_bounds = read_bounds(kOp, "cu_seqlens_q", cu_seqlens_q, q.size(0), "max_seqlen_q", max_seqlen_q);
   const Bounds k_bounds = read_bounds(kOp, "cu_seqlens_k", cu_seqlens_k, k.size(0), "max_seqlen_k", max_seqlen_k);
-  const AttentionSpec spec = {make_documents(q_bounds, k_bounds), {sink, window}, scale};
+  const AttentionSpec spec = {make_documents(q_bounds, k_bounds), bounded({sink, window}, k.size(0)), scale};
   for (size_t d = 0; d < spec.documents.size(); ++d) {
     const Document& document = spec.documents[d];
     TORCH_CHECK(document.q_length <= document.k_length, kOp, ": a document must have at least as many keys as queries",
@@ -61,7 +61,7 @@ Result run(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const 
   const int64_t kv_heads = k.size(1);
   const at::Tensor out = at::empty(q.sizes(), q.options());
   const at::Tensor lse = at::empty({q.size(1), q.size(0)}, q.options().dtype(compute_type(q.scalar_type())));
-  const bool by_library = LibraryAttention::supports(q);
+  const bool by_library = LibraryAttention::supports(q, scale);
   const at::Tensor keys = by_library ? at::Tensor() : keys_by_head(k);
   const at::Tensor values = by_library ? at::Tensor() : keys_by_head(v);
   std::vector<ForwardJob> jobs;

@@ -23,7 +23,8 @@ namespace prulong {
 /// @param sink >= 0, window >= 1, scale as for gated_attention.
 /// @returns             out [Tq, Hq, D] in q's dtype; log-sum-exp of the scaled scores [Hq, Tq] in float32 (float64 for
 ///                      float64 inputs), natural logarithm.
-/// @throws c10::Error naming the argument, what was expected and what was found.
+/// @throws c10::Error naming the argument, what was expected and what was found. Our kernels for Hopper GPUs do not
+/// wait for the device: what only data on it show (bounds) gives NaN there, and max_seqlen is not read.
 PRULONG_API std::tuple<at::Tensor, at::Tensor> masked_attention(const at::Tensor& q, const at::Tensor& k,
                                                                 const at::Tensor& v, const at::Tensor& is_global,
                                                                 const at::Tensor& cu_seqlens_q,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -15,6 +16,12 @@ struct Locality {
   int64_t sink;
   int64_t window;
 };
+
+/// The same shape for batches of at most k_tokens keys, in numbers whose sums and differences with positions cannot
+/// overflow: a sink or window of more than all keys is one of all keys.
+inline Locality bounded(const Locality& locality, int64_t k_tokens) {
+  return {std::min(locality.sink, k_tokens), std::clamp<int64_t>(locality.window, 1, std::max<int64_t>(k_tokens, 1))};
+}
 
 /// Key positions [begin, end). If `masked`, some of them are hidden from some queries of the tile; if not, all queries
 /// of the tile see all of them.

@@ -111,7 +111,9 @@ double MethodResult::mean_answer_exact() const {
 }
 
 double kv_kept(double local_fraction, int64_t sink, int64_t window, int64_t tokens) {
-  const auto local = static_cast<double>(std::min(tokens, sink + window)) / static_cast<double>(tokens);
+  // Each bounded for itself: their sum may overflow.
+  const int64_t kept = std::min(tokens, std::min(sink, tokens) + std::min(window, tokens));
+  const auto local = static_cast<double>(kept) / static_cast<double>(tokens);
   return local_fraction * local + (1 - local_fraction);
 }
 

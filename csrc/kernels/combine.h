@@ -42,7 +42,8 @@ PRULONG_HOST_DEVICE GatedElement combine_element(float o_local, float o_compleme
 
 /// Finishes what the forward kernel wrote, in one pass. Heads with a fractional gate: out and lse_local hold the local
 /// branch, delta and lse_global the complement; afterwards they hold what gated attention returns. Split tiles: their
-/// partial results are merged into out and lse. Other rows are left alone. If the schedule is invalid, out becomes NaN.
+/// partial results are merged into out and lse. Other rows are left alone. If the schedule is invalid, all four
+/// arrays become NaN.
 struct CombineParams {
   ElementType type;   // float16 or bfloat16
   Schedule schedule;  // as for the forward kernel

@@ -144,7 +144,11 @@ template <ElementType kType>
 PRULONG_DEVICE void run(const CombineParams& p) {
   const Batch& batch = p.schedule.batch;
   if (p.schedule.state->invalid != 0) {
-    poison(p.out, int64_t{batch.q_tokens} * batch.query_heads * batch.head_dim * 2);
+    const int64_t rows = int64_t{batch.q_tokens} * batch.query_heads;
+    poison(p.out, rows * batch.head_dim * 2);
+    if (p.delta != nullptr) poison(p.delta, rows * batch.head_dim * 2);
+    poison(p.lse_global, rows * 4);
+    if (p.lse_local != nullptr) poison(p.lse_local, rows * 4);
     return;
   }
   if (p.delta != nullptr) combine_branches<kType>(p);

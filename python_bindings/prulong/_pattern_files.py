@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import os
 import re
 import shutil
@@ -55,7 +56,22 @@ def check(pattern: Pattern, what: str) -> None:
     def refuse(message: str) -> NoReturn:
         raise ValueError(f"{what}: {message}")
 
+    def is_integer(value: Any) -> bool:
+        try:
+            return not isinstance(value, bool) and operator.index(value) <= _MAX_INT
+        except TypeError:
+            return False
+
     sizes = (model.layers, model.kv_heads, model.query_heads, model.head_dim)
+    for name, value in zip(("sink", "window", *_MODEL_KEYS[1:]), (pattern.sink, pattern.window, *sizes), strict=True):
+        if not is_integer(value):
+            refuse(f"{name} must be an integer below 2**63, found {value!r}")
+    for name, value in (("the model's type", model.type), *((f"provenance {k!r}", k) for k in pattern.provenance)):
+        if not isinstance(value, str):
+            refuse(f"{name} must be a text, found {value!r}")
+    for name, value in pattern.provenance.items():
+        if not isinstance(value, str):
+            refuse(f"the value of provenance {name!r} must be a text, found {value!r}; use str()")
     if not model.type or min(sizes) < 1:
         refuse("the model's type, layers, kv_heads, query_heads and head_dim must all be given")
     if model.query_heads % model.kv_heads != 0:

@@ -3,7 +3,8 @@
 
 Importing the package loads the library; these functions then add default values and documentation, nothing else. Both
 work under ``torch.compile`` and ``torch.inference_mode``. Bad arguments raise ``RuntimeError`` with one line that names
-the argument, what was expected and what was found.
+the argument, what was expected and what was found. On Hopper GPUs our own kernels do not wait for the device: there, wrong
+bounds of documents and gates outside [0, 1] give NaN instead, and ``max_seqlen`` is not read.
 """
 
 from __future__ import annotations
@@ -13,6 +14,11 @@ import math
 import torch
 
 __all__ = ["gated_attention", "masked_attention"]
+
+
+def _default_scale(q: torch.Tensor) -> float:
+    # A shape without head_dim is the operator's to refuse.
+    return 1 / math.sqrt(q.shape[-1]) if q.dim() > 0 and q.shape[-1] > 0 else 1.0
 
 
 def gated_attention(
@@ -47,7 +53,7 @@ def gated_attention(
     Returns:
         ``[T, Hq, D]`` in q's dtype.
     """
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    scale = _default_scale(q) if scale is None else scale
     return torch.ops.prulong.gated_attention(q, k, v, gate, cu_seqlens, max_seqlen, sink, window, scale)
 
 
@@ -87,7 +93,7 @@ def masked_attention(
         out ``[Tq, Hq, D]`` in q's dtype, and the log-sum-exp of the scaled scores ``[Hq, Tq]`` in float32 (float64 for
         float64 inputs), natural logarithm.
     """
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    scale = _default_scale(q) if scale is None else scale
     return torch.ops.prulong.masked_attention(
         q, k, v, is_global, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, sink, window, scale
     )

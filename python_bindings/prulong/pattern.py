@@ -59,7 +59,7 @@ class ModelShape:
 class Pattern:
     """A mask of global and local KV heads with everything needed to use it.
 
-    Immutable. Every constructor checks everything and raises ValueError, in one line, naming what is wrong; files that
+    Immutable, save that `provenance` is an ordinary dict. Every constructor checks everything and raises ValueError, in one line, naming what is wrong; files that
     cannot be read or written raise OSError.
     """
 
@@ -78,7 +78,7 @@ class Pattern:
     """Free text by key: data, steps, seed, config_hash, versions, source."""
 
     def __post_init__(self) -> None:
-        # Lists, arrays and tensors are welcome; what is stored is immutable and compares by value.
+        # Lists, arrays and tensors are welcome; what is stored compares by value.
         object.__setattr__(self, "scores", files.rows_of(self.scores, float))
         object.__setattr__(self, "mask", files.rows_of(self.mask, files.role))
         object.__setattr__(self, "sparsity", float(self.sparsity))

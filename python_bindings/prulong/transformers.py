@@ -44,14 +44,19 @@ def apply(model: transformers.PreTrainedModel, pattern: Pattern) -> None:
     All keys and values stay in the cache, also those that no head reads any more: no memory is saved yet.
 
     Raises:
-        ValueError: the pattern is for another shape of model, or the model has no attention layers that can be
-            replaced; the model is unchanged then. During the forward pass: padding, packed sequences, sliding windows,
+        ValueError: the pattern is for another shape of model, the model shares its config with one that has a pattern,
+            or it has no attention layers that can be replaced; the model is unchanged then. During the forward pass: padding, packed sequences, sliding windows,
             soft caps, dropout, other caches, gradients.
     """
     pattern.check_fits(model.config)
     layers = _attention_layers(model, pattern.model.layers)
     _register()
     previous = getattr(model, _PREVIOUS, None) or model.config._attn_implementation
+    if previous == _NAME:
+        raise ValueError(
+            f"this {type(model).__name__} shares its config with a model that has a pattern: either would switch the "
+            "other's attention; build each model from a copy of the config (copy.deepcopy)"
+        )
     if model.config._attn_implementation != _NAME:
         model.set_attn_implementation(_NAME)
         if model.config._attn_implementation != _NAME:  # transformers only warns

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include <cstdlib>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "eval/compare.h"
@@ -64,6 +65,8 @@ TEST_CASE("KV kept is what local heads hold of a sequence") {
   CHECK(kv_kept(1, 16, 128, 1024) == 0.140625);
   CHECK(kv_kept(0.5, 16, 128, 1024) == 0.5 + 0.5 * 0.140625);
   CHECK(kv_kept(1, 0, 1, 1000) == 0.001);
+  constexpr int64_t kHuge = std::numeric_limits<int64_t>::max();
+  CHECK(kv_kept(1, kHuge, kHuge, 1000) == 1);
   CHECK(kv_kept(1, 16, 128, 144) == 1);  // a short sequence fits
   CHECK(kv_kept(1, 16, 128, 145) == Approx(144.0 / 145));
   CHECK(kv_kept(0.7, 1 << 30, 1 << 30, 10) == Approx(1));

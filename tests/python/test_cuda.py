@@ -81,6 +81,29 @@ def test_strides_do_not_matter(cudnn, dim):
 
 
 @pytest.mark.parametrize("dim", [64, 96])
+@pytest.mark.parametrize("tokens", [300, 2304])
+def test_unaligned_inputs(cudnn, dim, tokens):
+    """The libraries read vectors of 16 bytes and do not look whether they can."""
+    torch.manual_seed(0)
+    wide = [torch.randn(tokens, heads, dim + 1, device="cuda", dtype=torch.bfloat16) for heads in (4, 2, 2)]
+    cu = torch.tensor([0, tokens], dtype=torch.int32, device="cuda")
+    gate = torch.tensor([0.5, 1.0], device="cuda")
+    run = lambda *x: gated_attention(*x, cu, tokens, sink=16, window=128)  # noqa: E731
+    dout = torch.randn(tokens, 4, dim, device="cuda", dtype=torch.bfloat16)
+    inputs = [x.requires_grad_()[..., 1:] for x in wide]
+    got = run(*inputs, gate)
+    got_gradients = [g[..., 1:] for g in torch.autograd.grad(got, wide, dout)]
+    want, *gradients, _ = with_gradients(run, [x.contiguous() for x in inputs] + [gate], dout)
+    assert torch.equal(got, want)
+    for a, b in zip(got_gradients, gradients):
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
+    flags = gate > 0.7
+    masked = [masked_attention(*x, flags, cu, cu, tokens, tokens, sink=16, window=128)
+              for x in (inputs, [x.contiguous() for x in inputs])]
+    assert torch.equal(masked[0][0], masked[1][0]) and torch.equal(masked[0][1], masked[1][1])
+
+
+@pytest.mark.parametrize("dim", [64, 96])
 def test_memory_stays_linear(cudnn, dim):
     """At 16,384 tokens one score matrix of one head would be 512 MiB."""
     q, k, v, cu, longest, locality = make(([0, 16384], 4, 2, dim, 128, 1024), torch.bfloat16, "cuda")

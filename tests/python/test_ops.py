@@ -294,6 +294,56 @@ def test_uninitialised_memory_is_never_read(device):
             torch.testing.assert_close(a, b)
 
 
+HUGE = 2**63 - 1
+
+
+@pytest.mark.parametrize("sink,window", [(5, HUGE), (5, HUGE - 1), (0, HUGE), (HUGE, 1), (HUGE, HUGE), (2**31, 2**32 + 11)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_sinks_and_windows_beyond_all_keys(device, dtype, sink, window):
+    """Numbers that no sum of positions may overflow: every head is global then."""
+    bounds = [0, 64, 300]
+    q, k, v, cu, longest, _ = make((bounds, 4, 2, 64, 1, 1), dtype, device)
+    gate = torch.tensor([0.5, 0.0], device=device)
+    wide = [x.double() for x in (q, k, v)]
+    want = with_gradients(lambda *x: reference(*x, torch.ones(2, device=device), bounds, 0, 1), wide, torch.ones_like(q))
+    got = with_gradients(
+        lambda *x: gated_attention(*x, gate, cu, longest, sink=sink, window=window), (q, k, v), torch.ones_like(q)
+    )
+    tolerance = 1e-4 if dtype == torch.float32 else 3e-2
+    for a, b in zip(got, want):
+        torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance)
+    out, _ = masked_attention(q, k, v, gate > 0.2, cu, cu, longest, longest, sink=sink, window=window)
+    torch.testing.assert_close(out.double(), want[0], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("scale", [-0.3, 0.0, 200.0, 300.0])
+@pytest.mark.parametrize("head_dim", [64, 96, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_any_finite_scale(device, dtype, head_dim, scale):
+    """Also those with which hidden keys would come first, and those that overflow a kernel's stand-in for no key."""
+    bounds = [0, 200, 551]
+    q, k, v, cu, longest, _ = make((bounds, 4, 2, head_dim, 1, 1), dtype, device)
+    gate = torch.tensor([0.5, 0.0], device=device)
+    locality = dict(sink=5, window=70)
+    by_definition = lambda q, k, v: reference(  # noqa: E731
+        q * (scale * math.sqrt(head_dim)), k, v, gate.double(), bounds, **locality
+    )
+    wide = [x.double() for x in (q, k, v)]
+    want = with_gradients(by_definition, wide, torch.ones_like(q))
+    got = with_gradients(
+        lambda *x: gated_attention(*x, gate, cu, longest, **locality, scale=scale), (q, k, v), torch.ones_like(q)
+    )
+    # Scores up to about 1e4 keep an absolute error of 1e-3 in float32.
+    tolerance = {torch.float32: 1e-4 if scale < 1 else 1e-2, torch.bfloat16: 3e-2}[dtype]
+    torch.testing.assert_close(got[0].double(), want[0], rtol=tolerance, atol=tolerance)
+    for a, b in zip(got[1:], want[1:]):
+        assert a.isfinite().all()
+        if scale < 1:
+            assert (a - b).norm() <= tolerance * b.norm()
+    out, lse = masked_attention(q, k, v, gate > 0.2, cu, cu, longest, longest, **locality, scale=scale)
+    assert out.isfinite().all() and lse.isfinite().all()
+
+
 def test_inference_mode_and_no_grad(device):
     q, k, v, cu, longest, locality = make(CASES[2], torch.float32, device)
     gate = torch.tensor([0.3, 1.0], device=device)
@@ -394,6 +444,16 @@ def test_rejected_gates(gate, message):
     q, k, v, cu, longest, _ = make(([0, 10], 4, 2, 8, 1, 2), torch.float32)
     with pytest.raises(RuntimeError, match="gated_attention: " + message):
         OPS.gated_attention(q, k, v, gate, cu, longest, 1, 2, 1.0)
+
+
+def test_a_default_scale_needs_a_head_dim():
+    cu = torch.tensor([0, 10], dtype=torch.int32)
+    for shape in ((), (10, 2, 0)):
+        x = torch.zeros(shape)
+        with pytest.raises(RuntimeError, match="gated_attention: q must "):
+            gated_attention(x, x, x, torch.zeros(2), cu, 10, sink=1, window=2)
+        with pytest.raises(RuntimeError, match="masked_attention: q must "):
+            masked_attention(x, x, x, torch.zeros(2) > 0, cu, cu, 10, 10, sink=1, window=2)
 
 
 def test_rejected_only_by_one_operator():

@@ -7,6 +7,7 @@ import os
 import random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -66,6 +67,12 @@ def test_best_scores_stay_global_and_ties_go_to_the_earlier_head():
     assert mask_of([5, 4], 1) == [0, 0]
 
 
+def test_integers_of_numpy_are_integers(tmp_path):
+    pattern = Pattern.from_scores(shape(1, 2), [[1, 2]], 0.5, np.int64(4), np.int32(32))
+    pattern.save(tmp_path / "p.json")
+    assert Pattern.load(tmp_path / "p.json") == pattern
+
+
 def test_scores_may_be_a_tensor():
     scores = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     pattern = Pattern.from_scores(shape(2, 2), scores, 0.5, 4, 8)
@@ -90,12 +97,19 @@ def test_scores_may_be_a_tensor():
         ({"sparsity": float("nan")}, "sparsity must be from 0 to 1"),
         ({"sink": -1}, "sink must be at least 0"),
         ({"window": 0}, "window must be at least 1"),
+        ({"sink": 4.0}, "sink must be an integer below 2\\*\\*63, found 4.0"),
+        ({"sink": True}, "sink must be an integer"),
+        ({"window": 2**63}, "window must be an integer"),
+        ({"model": ModelShape("llama", 2.0, 2, 4, 16)}, "layers must be an integer"),
+        ({"model": ModelShape(5, 2, 2, 4, 16)}, "the model's type must be a text, found 5"),
+        ({"provenance": {"steps": 100}}, "provenance 'steps' must be a text, found 100"),
+        ({"provenance": {5: "x"}}, "provenance 5 must be a text"),
     ],
 )
 def test_from_scores_refuses_what_makes_no_mask(change, message):
-    arguments = {"scores": [[1, 2], [3, 4]], "sparsity": 0.5, "sink": 0, "window": 1} | change
+    arguments = {"model": shape(2, 2), "scores": [[1, 2], [3, 4]], "sparsity": 0.5, "sink": 0, "window": 1} | change
     with pytest.raises(ValueError, match=message) as error:
-        Pattern.from_scores(shape(2, 2), **arguments)
+        Pattern.from_scores(**arguments)
     assert "\n" not in str(error.value)
 
 

@@ -152,6 +152,18 @@ def test_two_models_keep_their_own_patterns(reference):
         torch.testing.assert_close(second(ids).logits, reference(ids).logits, rtol=1e-5, atol=1e-5)
 
 
+def test_a_config_of_two_models_takes_one_pattern(reference):
+    """They share the switch of the attention function: to remove one pattern would turn the other off."""
+    config = copy.deepcopy(reference.config)
+    first, second = LlamaForCausalLM(config), LlamaForCausalLM(config)
+    prulong.apply(first, LOCAL)
+    with pytest.raises(ValueError, match="shares its config with a model that has a pattern"):
+        prulong.apply(second, LOCAL)
+    prulong.apply(first, MIXED)
+    prulong.remove(first)
+    prulong.apply(second, LOCAL)
+
+
 def test_the_mask_is_no_part_of_the_checkpoint(reference, model):
     prulong.apply(model, MIXED)
     assert model.state_dict().keys() == reference.state_dict().keys()

@@ -183,20 +183,28 @@ TEST_CASE("an invalid batch is poisoned, a valid one is not") {
     Memory memory(batch, ElementType::kBFloat16, 13);
     const Memory before = memory;
     memory.run(plan.schedule(), 5);
-    CHECK(memory.out == (invalid ? std::vector<uint16_t>(before.out.size(), kNanBits) : before.out));
+    const auto expected = [&](const std::vector<uint16_t>& valid) {
+      return invalid ? std::vector<uint16_t>(valid.size(), kNanBits) : valid;
+    };
+    CHECK(memory.out == expected(before.out));
+    CHECK(memory.delta == expected(before.delta));
+    for (const auto* lse : {&memory.lse_global, &memory.lse_local}) {
+      for (const float x : *lse) CHECK(std::isnan(x) == invalid);
+    }
 
+    std::vector<uint16_t> half = before.delta;
     std::vector<float> gradient = {1, 2, 3};
     const PoisonParams params = {plan.schedule().state,
-                                 {memory.delta.data(), nullptr, gradient.data(), nullptr},
-                                 {static_cast<int64_t>(memory.delta.size()) * 2, 0, 12, 0}};
+                                 {half.data(), nullptr, gradient.data(), nullptr},
+                                 {static_cast<int64_t>(half.size()) * 2, 0, 12, 0}};
     emulation::GlobalMemory global;
-    global.add(memory.delta, "delta");
+    global.add(half, "half");
     global.add(gradient, "gradient");
     emulation::LaunchOptions launch;
     launch.blocks = 2;
     launch.threads = combine::kThreads;
     emulate(launch, global, [&] { combine::run(params); });
-    CHECK(memory.delta == (invalid ? std::vector<uint16_t>(before.delta.size(), kNanBits) : before.delta));
+    CHECK(half == expected(before.delta));
     for (const float x : gradient) CHECK(std::isnan(x) == invalid);
   }
 }
