@@ -6,10 +6,10 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
-#include "model/error.h"
+#include "common/error.h"
+#include "common/philox.h"
 #include "trainer/open_model.h"
 #include "trainer/open_source.h"
-#include "trainer/philox.h"
 #include "trainer/provenance.h"
 
 namespace prulong {

@@ -3,8 +3,8 @@
 
 #include <array>
 
-#include "model/error.h"
-#include "trainer/config_io.h"
+#include "common/config/config_io.h"
+#include "common/error.h"
 
 namespace prulong {
 namespace {

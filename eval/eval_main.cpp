@@ -4,11 +4,11 @@
 #include <filesystem>
 #include <string>
 
+#include "common/atomic_file.h"
+#include "common/config/config_main.h"
+#include "common/error.h"
 #include "eval/compare.h"
 #include "eval/eval_config.h"
-#include "model/atomic_file.h"
-#include "model/error.h"
-#include "trainer/config_main.h"
 
 namespace {
 

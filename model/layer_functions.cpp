@@ -15,7 +15,7 @@
 #include <utility>
 #include <vector>
 
-#include "csrc/fused_elementwise.h"
+#include "csrc/elementwise/fused_elementwise.h"
 #include "model/cpu_features.h"
 
 namespace prulong {

@@ -15,7 +15,7 @@
 #include <string>
 #include <utility>
 
-#include "model/error.h"
+#include "common/error.h"
 #include "model/layer_functions.h"
 #include "model/llama_weights.h"
 #include "model/rope.h"

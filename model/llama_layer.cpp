@@ -9,9 +9,9 @@
 #include <tuple>
 #include <vector>
 
-#include "csrc/gated_attention.h"
-#include "csrc/masked_attention.h"
-#include "model/error.h"
+#include "common/error.h"
+#include "csrc/ops/gated_attention.h"
+#include "csrc/ops/masked_attention.h"
 #include "model/layer_functions.h"
 #include "model/recompute.h"
 

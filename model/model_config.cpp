@@ -8,9 +8,9 @@
 #include <optional>
 #include <string_view>
 
-#include "model/error.h"
-#include "model/json_text.h"
-#include "model/mapped_file.h"
+#include "common/error.h"
+#include "common/json_text.h"
+#include "common/mapped_file.h"
 
 namespace prulong {
 namespace {

@@ -10,7 +10,7 @@
 #include <algorithm>
 #include <string>
 
-#include "model/error.h"
+#include "common/error.h"
 #include "model/layer_functions.h"
 #include "model/llama.h"
 

@@ -10,8 +10,8 @@
 #include <sstream>
 #include <system_error>
 
-#include "model/atomic_file.h"
-#include "model/error.h"
+#include "common/atomic_file.h"
+#include "common/error.h"
 #include "model/pattern_io.h"
 
 namespace prulong {

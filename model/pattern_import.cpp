@@ -5,7 +5,7 @@
 #include <string_view>
 #include <system_error>
 
-#include "model/error.h"
+#include "common/error.h"
 #include "model/pattern_io.h"
 
 namespace prulong {

@@ -5,8 +5,8 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
-#include "model/error.h"
-#include "model/json_text.h"
+#include "common/error.h"
+#include "common/json_text.h"
 #include "model/pattern_io.h"
 
 namespace prulong {

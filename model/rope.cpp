@@ -11,7 +11,7 @@
 
 #include <numbers>
 
-#include "csrc/fused_elementwise.h"
+#include "csrc/elementwise/fused_elementwise.h"
 
 namespace prulong {
 namespace {

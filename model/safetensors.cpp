@@ -16,9 +16,9 @@
 #include <string_view>
 #include <vector>
 
-#include "model/atomic_file.h"
-#include "model/error.h"
-#include "model/mapped_file.h"
+#include "common/atomic_file.h"
+#include "common/error.h"
+#include "common/mapped_file.h"
 #include "model/safetensors_header.h"
 
 static_assert(std::endian::native == std::endian::little, "safetensors files are little-endian");

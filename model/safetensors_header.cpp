@@ -7,9 +7,9 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
-#include "model/error.h"
-#include "model/json_text.h"
-#include "model/mapped_file.h"
+#include "common/error.h"
+#include "common/json_text.h"
+#include "common/mapped_file.h"
 
 namespace prulong {
 namespace {

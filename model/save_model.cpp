@@ -6,8 +6,8 @@
 #include <string>
 #include <system_error>
 
-#include "model/atomic_file.h"
-#include "model/error.h"
+#include "common/atomic_file.h"
+#include "common/error.h"
 #include "model/safetensors.h"
 
 namespace prulong {

@@ -50,13 +50,13 @@ part_operators() {
 }
 small=("${pytest[@]}" tests/python/test_hopper.py -k small)
 part_memcheck() { check memcheck 150 "${sanitizer[@]}" --tool memcheck "${small[@]}"; }
-# The kernels' own programs, built so that racecheck sees who gives a stage back (csrc/kernels/ring.h).
+# The kernels' own programs, built so that racecheck sees who gives a stage back (csrc/hopper/ring.h).
 racecheck_build() {
-    local nvcc pass kernels=csrc/kernels
+    local nvcc pass kernels=csrc/hopper
     nvcc=$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)
     for pass in forward backward; do
         "$nvcc" -std=c++17 -O3 -t 0 -lineinfo -DPRULONG_RACECHECK -gencode=arch=compute_90a,code=sm_90a -I. -o "build/racecheck_$pass" \
-            tests/csrc/kernels/bench_$pass.cu $kernels/$pass.cu $kernels/${pass}_*.cu $kernels/{combine,schedule,tensor_map}.cu \
+            benchmarks/kernels/bench_$pass.cu $kernels/$pass/*.cu $kernels/{combine,schedule,tensor_map}.cu \
             $kernels/schedule.cpp || return
     done
 }

@@ -81,11 +81,11 @@ benchmark() {
 }
 # At 65,536 tokens beside the faster peer alone: the slower one takes a minute and a half.
 part_train() {
-    local train=("$python" scripts/bench_train.py --bin $bin)
+    local train=("$python" benchmarks/bench_train.py --bin $bin)
     benchmark train 240 "${train[@]}" --lengths 32768 --gates "log_alpha 3" "70 % local" --out $work/train.json
     benchmark train_long 200 "${train[@]}" --lengths 65536 --gates "log_alpha 3" --peers cudnn --out $work/train_long.json
 }
-part_recall() { benchmark recall 120 "$python" scripts/bench_recall.py --steps 100 --bin $bin --out $work/recall.json; }
+part_recall() { benchmark recall 120 "$python" benchmarks/bench_recall.py --steps 100 --bin $bin --out $work/recall.json; }
 
 mkdir -p "$work" "$out"
 for part in "${parts[@]}"; do

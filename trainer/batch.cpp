@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "model/error.h"
+#include "common/error.h"
 
 namespace prulong {
 namespace {

@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "model/error.h"
+#include "common/error.h"
 #include "trainer/checkpoint_manifest.h"
 
 namespace prulong {

@@ -6,10 +6,10 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
-#include "model/atomic_file.h"
-#include "model/error.h"
-#include "model/json_text.h"
-#include "model/mapped_file.h"
+#include "common/atomic_file.h"
+#include "common/error.h"
+#include "common/json_text.h"
+#include "common/mapped_file.h"
 
 namespace prulong {
 namespace {

@@ -6,8 +6,8 @@
 #include <limits>
 #include <utility>
 
-#include "model/error.h"
-#include "trainer/config_io.h"
+#include "common/config/config_io.h"
+#include "common/error.h"
 
 namespace prulong {
 namespace {

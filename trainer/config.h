@@ -10,7 +10,7 @@
 #include <string_view>
 #include <vector>
 
-#include "trainer/config_visitor.h"
+#include "common/config/config_visitor.h"
 #include "trainer/constraint.h"
 
 namespace prulong {

@@ -9,7 +9,7 @@
 #include <sstream>
 #include <system_error>
 
-#include "model/error.h"
+#include "common/error.h"
 #include "model/model_config.h"
 
 namespace prulong {

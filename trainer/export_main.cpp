@@ -5,9 +5,9 @@
 #include <iostream>
 #include <string>
 
-#include "model/error.h"
+#include "common/config/program.h"
+#include "common/error.h"
 #include "trainer/export.h"
-#include "trainer/program.h"
 
 namespace {
 

@@ -3,7 +3,7 @@
 
 #include <ATen/ops/from_blob.h>
 
-#include "model/error.h"
+#include "common/error.h"
 #include "trainer/host_tensor.h"
 
 namespace prulong {

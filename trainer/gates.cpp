@@ -4,7 +4,7 @@
 #include <cmath>
 #include <stdexcept>
 
-#include "trainer/philox.h"
+#include "common/philox.h"
 
 namespace prulong {
 namespace {

@@ -3,8 +3,8 @@
 
 #include <ATen/Context.h>
 
+#include "common/error.h"
 #include "model/cpu_features.h"
-#include "model/error.h"
 
 namespace prulong {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <optional>
 
-#include "model/error.h"
+#include "common/error.h"
 #include "trainer/data/flat_files.h"
 #include "trainer/data/mds.h"
 #include "trainer/data/mixture.h"

@@ -12,8 +12,8 @@
 #include <set>
 #include <string_view>
 
-#include "model/error.h"
-#include "model/mapped_file.h"
+#include "common/error.h"
+#include "common/mapped_file.h"
 #include "prulong_commit.h"
 #include "trainer/data/random.h"
 

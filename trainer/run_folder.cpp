@@ -9,8 +9,8 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
-#include "model/atomic_file.h"
-#include "model/error.h"
+#include "common/atomic_file.h"
+#include "common/error.h"
 #include "trainer/provenance.h"
 
 namespace prulong {

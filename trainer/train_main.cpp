@@ -2,8 +2,8 @@
 // prulong-train CONFIG.yaml [key.path=value ...]
 #include <cstdio>
 
+#include "common/config/config_main.h"
 #include "trainer/config.h"
-#include "trainer/config_main.h"
 #include "trainer/memory.h"
 #include "trainer/trainer.h"
 

@@ -11,7 +11,8 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
-#include "model/error.h"
+#include "common/error.h"
+#include "common/run_log.h"
 #include "model/llama.h"
 #include "model/save_model.h"
 #include "trainer/adamw.h"
@@ -25,7 +26,6 @@
 #include "trainer/open_source.h"
 #include "trainer/provenance.h"
 #include "trainer/run_folder.h"
-#include "trainer/run_log.h"
 #include "trainer/schedule.h"
 #include "trainer/weights_optimizer.h"
 

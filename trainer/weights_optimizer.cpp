@@ -6,7 +6,7 @@
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
-#include "model/error.h"
+#include "common/error.h"
 
 namespace prulong {
 

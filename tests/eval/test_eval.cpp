@@ -3,9 +3,9 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "common/error.h"
 #include "eval/compare.h"
 #include "eval/eval_config.h"
-#include "model/error.h"
 #include "tests/model/tiny_llama.h"
 #include "tests/support/catch.h"
 #include "tests/support/config_error.h"

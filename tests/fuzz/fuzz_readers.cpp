@@ -12,7 +12,7 @@
 #include <iterator>
 #include <string>
 
-#include "model/error.h"
+#include "common/error.h"
 #include "tests/fuzz/mutate.h"
 #include "tests/fuzz/reader.h"
 #include "tests/trainer/data/data_files.h"

@@ -13,7 +13,7 @@
 #include <string_view>
 #include <vector>
 
-#include "model/error.h"
+#include "common/error.h"
 #include "model/llama.h"
 #include "model/save_model.h"
 

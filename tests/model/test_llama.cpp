@@ -17,7 +17,7 @@
 #include <memory>
 #include <string>
 
-#include "model/error.h"
+#include "common/error.h"
 #include "tests/model/tiny_llama.h"
 #include "tests/support/catch.h"
 

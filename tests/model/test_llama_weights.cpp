@@ -7,7 +7,7 @@
 
 #include <functional>
 
-#include "model/error.h"
+#include "common/error.h"
 #include "model/llama.h"
 #include "model/save_model.h"
 #include "tests/model/tiny_llama.h"

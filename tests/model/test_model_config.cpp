@@ -4,7 +4,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "model/error.h"
+#include "common/error.h"
 #include "tests/model/tiny_llama.h"
 #include "tests/support/catch.h"
 #include "tests/support/files.h"

@@ -8,7 +8,7 @@
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include "model/error.h"
+#include "common/error.h"
 #include "model/llama.h"
 #include "tests/model/tiny_llama.h"
 #include "tests/support/catch.h"

@@ -6,7 +6,7 @@
 #include <limits>
 #include <random>
 
-#include "model/error.h"
+#include "common/error.h"
 #include "tests/support/catch.h"
 #include "tests/support/files.h"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""scripts/bench_kernels.py reads what the kernels' programs print; stand-ins print it here, for no GPU is needed to read."""
+"""benchmarks/bench_kernels.py reads what the kernels' programs print; stand-ins print it here, for no GPU is needed to read."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def programs(tmp_path):
 
 
 def run(tmp_path, path=os.environ["PATH"]):
-    return subprocess.run([sys.executable, ROOT / "scripts/bench_kernels.py", "--bin", tmp_path / "bin",
+    return subprocess.run([sys.executable, ROOT / "benchmarks/bench_kernels.py", "--bin", tmp_path / "bin",
                            "--out", tmp_path / "kernels.json"], capture_output=True, text=True, timeout=120,
                           env={**os.environ, "PATH": path})
 
@@ -58,7 +58,7 @@ def test_every_figure_is_recorded(tmp_path, programs):
     result = run(tmp_path, f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     assert result.returncode == 0, result.stderr
     figures = json.loads((tmp_path / "kernels.json").read_text())
-    assert figures["command"].startswith("scripts/bench_kernels.py") and figures["commit"]
+    assert figures["command"].startswith("benchmarks/bench_kernels.py") and figures["commit"]
     assert figures["forward"]["rows"] == [
         {"head_dim": 128, "case": "causal 4096", "ms": 0.247, "tflops": 556, "section": 0},
         {"head_dim": 128, "case": "causal 4096", "ms": 0.281, "tflops": 490, "section": 1},

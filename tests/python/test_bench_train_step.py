@@ -11,7 +11,7 @@ import torch
 
 import prulong
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import bench_published  # noqa: E402
 import bench_train_step as bench  # noqa: E402
 

@@ -4,7 +4,7 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import kernel_report  # noqa: E402
 
 PRINTED = """ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to \

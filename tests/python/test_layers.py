@@ -30,14 +30,15 @@ def test_this_tree_has_no_breach():
 
 
 LEGAL = {
-    "csrc/kernels/tile.cuh": ['"csrc/kernels/plan.h"', "<cuda_runtime.h>", "<cstdint>"],
-    "csrc/attention.cpp": ['"csrc/kernels/plan.h"', "<ATen/core/Tensor.h>", "<torch/library.h>"],
+    "csrc/hopper/kernel.cuh": ['"csrc/hopper/plan.h"', '"csrc/tile.h"', "<cuda_runtime.h>", "<cstdint>"],
+    "csrc/attention.cpp": ['"csrc/hopper/plan.h"', "<ATen/core/Tensor.h>", "<torch/library.h>"],
+    "csrc/hopper/hopper_attention.cpp": ['"csrc/hopper/plan.h"', "<ATen/core/Tensor.h>"],
     "model/llama.cpp": ['"csrc/attention.h"', "<nlohmann/json.hpp>"],
-    "trainer/data/source.cpp": ['"model/error.h"'],
+    "trainer/data/source.cpp": ['"common/error.h"'],
     "trainer/trainer.cpp": ['"trainer/data/source.h"', '"model/llama.h"', '"csrc/attention.h"'],
     "trainer/train_main.cpp": ["<cxxopts.hpp>", '"trainer/trainer.h"'],
-    "trainer/run_log.cpp": ["<spdlog/spdlog.h>", "<fmt/core.h>"],
-    "trainer/config_io.cpp": ["<yaml-cpp/parser.h>"],
+    "common/run_log.cpp": ["<spdlog/spdlog.h>", "<fmt/core.h>"],
+    "common/config/config_io.cpp": ["<yaml-cpp/parser.h>"],
     "eval/compare.cpp": ['"trainer/evaluation.h"', '"trainer/data/source.h"', '"model/llama.h"'],
     "python_bindings/module.cpp": ["<pybind11/pybind11.h>", '"eval/compare.h"', '"model/llama.h"', "<csrc/attention.h>"],
 }
@@ -50,9 +51,9 @@ def test_what_is_allowed_passes(tmp_path):
 
 
 @pytest.mark.parametrize("path, header", [
-    ("csrc/kernels/tile.cuh", "<torch/library.h>"),
-    ("csrc/kernels/tile.h", "<ATen/core/Tensor.h>"),
-    ("csrc/kernels/device/copy.cu", "<c10/util/Half.h>"),
+    ("csrc/hopper/kernel.cuh", "<torch/library.h>"),
+    ("csrc/tile.h", "<ATen/core/Tensor.h>"),
+    ("csrc/hopper/device/copy.cu", "<c10/util/Half.h>"),
     ("csrc/attention.cpp", "<torch/torch.h>"),
     ("model/llama.h", "<torch/extension.h>"),
     ("trainer/trainer.cpp", "<torch/all.h>"),
@@ -62,20 +63,20 @@ def test_what_is_allowed_passes(tmp_path):
     ("trainer/config.cpp", "<yaml-cpp/yaml.h>"),
     ("csrc/attention.cpp", "<pybind11/pybind11.h>"),
     ("model/pattern.h", "<nlohmann/json.hpp>"),
-    ("csrc/kernels/tile.cuh", '"csrc/attention.h"'),
-    ("csrc/kernels/device/copy.h", '"model/llama.h"'),
+    ("csrc/hopper/kernel.cuh", '"csrc/attention.h"'),
+    ("csrc/hopper/device/copy.h", '"model/llama.h"'),
     ("csrc/attention.cpp", '"model/llama.h"'),
     ("model/llama.cpp", '"trainer/trainer.h"'),
     ("model/llama.cpp", '"trainer/data/source.h"'),
     ("model/llama.cpp", '"eval/compare.h"'),
-    ("model/llama.cpp", '"csrc/kernels/plan.h"'),
+    ("model/llama.cpp", '"csrc/hopper/plan.h"'),
     ("trainer/data/source.cpp", '"trainer/config.h"'),
     ("trainer/data/source.cpp", '"csrc/attention.h"'),
     ("trainer/trainer.cpp", '"eval/compare.h"'),
-    ("trainer/trainer.cpp", '"csrc/kernels/plan.h"'),
+    ("trainer/trainer.cpp", '"csrc/hopper/plan.h"'),
     ("csrc/attention.cpp", "<model/llama.h>"),  # found by the same search path as with quotes
     ("python_bindings/module.cpp", '"trainer/trainer.h"'),
-    ("python_bindings/module.cpp", "<csrc/kernels/plan.h>"),
+    ("python_bindings/module.cpp", "<csrc/hopper/plan.h>"),
     ("eval/compare.cpp", '"python_bindings/module.h"'),
 ])
 def test_a_planted_breach_is_found(tmp_path, path, header):

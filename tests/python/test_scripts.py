@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-PROGRAMS = sorted(path for path in SCRIPTS.iterdir() if path.is_file() and path.read_text().startswith("#!"))
+PROGRAMS = sorted(path for folder in (SCRIPTS, SCRIPTS.parent / "benchmarks") for path in folder.iterdir()
+                  if path.is_file() and path.read_text().startswith("#!"))
 
 
 def run(script, option):

@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "model/error.h"
+#include "common/error.h"
 
 namespace prulong::test {
 

@@ -3,7 +3,7 @@
 
 #include <ATen/ops/equal.h>
 
-#include "model/error.h"
+#include "common/error.h"
 #include "tests/support/catch.h"
 
 using namespace prulong;

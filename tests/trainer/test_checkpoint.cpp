@@ -10,7 +10,7 @@
 #include <limits>
 #include <set>
 
-#include "model/error.h"
+#include "common/error.h"
 #include "tests/model/tiny_llama.h"
 #include "tests/support/catch.h"
 #include "tests/support/files.h"

@@ -4,11 +4,11 @@
 #include <cstdlib>
 #include <fstream>
 
-#include "model/error.h"
+#include "common/config/config_io.h"
+#include "common/error.h"
 #include "tests/support/catch.h"
 #include "tests/support/config_error.h"
 #include "tests/support/files.h"
-#include "trainer/config_io.h"
 
 using namespace prulong;
 

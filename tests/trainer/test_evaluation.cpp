@@ -6,7 +6,7 @@
 
 #include <cmath>
 
-#include "model/error.h"
+#include "common/error.h"
 #include "tests/model/tiny_llama.h"
 #include "tests/support/catch.h"
 

@@ -3,9 +3,9 @@
 
 #include <cmath>
 
+#include "common/philox.h"
 #include "tests/support/catch.h"
 #include "tests/trainer/goldens.h"
-#include "trainer/philox.h"
 
 using namespace prulong;
 

@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <atomic>
 
-#include "model/error.h"
+#include "common/error.h"
 #include "tests/model/tiny_llama.h"
 #include "tests/support/catch.h"
 #include "tests/support/files.h"

@@ -5,7 +5,7 @@
 
 #include <set>
 
-#include "model/error.h"
+#include "common/error.h"
 #include "model/safetensors.h"
 #include "tests/model/tiny_llama.h"
 #include "tests/support/catch.h"

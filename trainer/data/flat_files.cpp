@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "model/error.h"
+#include "common/error.h"
 #include "trainer/data/packing.h"
 #include "trainer/data/random.h"
 

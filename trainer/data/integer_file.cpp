@@ -7,7 +7,7 @@
 #include <string_view>
 #include <type_traits>
 
-#include "model/error.h"
+#include "common/error.h"
 #include "trainer/data/random.h"
 
 namespace prulong {

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "model/mapped_file.h"
+#include "common/mapped_file.h"
 
 namespace prulong {
 

@@ -7,8 +7,8 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
-#include "model/error.h"
-#include "model/json_text.h"
+#include "common/error.h"
+#include "common/json_text.h"
 
 namespace prulong {
 namespace {

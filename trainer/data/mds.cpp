@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "model/error.h"
+#include "common/error.h"
 #include "trainer/data/corpus.h"
 #include "trainer/data/mds_index.h"
 #include "trainer/data/mds_shard.h"

@@ -8,7 +8,7 @@
 #include <limits>
 #include <string_view>
 
-#include "model/error.h"
+#include "common/error.h"
 
 namespace prulong {
 namespace {

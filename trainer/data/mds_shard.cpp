@@ -9,8 +9,8 @@
 #include <utility>
 #include <vector>
 
-#include "model/error.h"
-#include "model/mapped_file.h"
+#include "common/error.h"
+#include "common/mapped_file.h"
 #include "trainer/data/digest.h"
 #include "trainer/data/integer_file.h"
 

@@ -5,7 +5,7 @@
 #include <limits>
 #include <span>
 
-#include "model/error.h"
+#include "common/error.h"
 #include "trainer/data/random.h"
 #include "trainer/data/recall_kind.h"
 #include "trainer/data/recall_kit.h"

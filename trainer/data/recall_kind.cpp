@@ -6,7 +6,7 @@
 #include <numeric>
 #include <set>
 
-#include "model/error.h"
+#include "common/error.h"
 
 namespace prulong {
 namespace {

@@ -4,7 +4,7 @@
 #include <limits>
 #include <utility>
 
-#include "model/error.h"
+#include "common/error.h"
 #include "trainer/data/integer_file.h"
 #include "trainer/data/json_file.h"
 #include "trainer/data/packing.h"

@@ -7,7 +7,7 @@
 #include <map>
 #include <sstream>
 
-#include "model/error.h"
+#include "common/error.h"
 #include "tests/support/catch.h"
 #include "tests/trainer/data/data_files.h"
 #include "trainer/data/mds_index.h"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "trainer/data/integer_file.h"
 
-#include "model/error.h"
+#include "common/error.h"
 #include "tests/support/catch.h"
 #include "tests/trainer/data/data_files.h"
 

@@ -10,7 +10,7 @@
 #include <numeric>
 #include <set>
 
-#include "model/error.h"
+#include "common/error.h"
 #include "tests/support/catch.h"
 #include "trainer/data/mixture.h"
 #include "trainer/data/random.h"

@@ -5,7 +5,7 @@
 #include <map>
 #include <set>
 
-#include "model/error.h"
+#include "common/error.h"
 #include "tests/support/catch.h"
 #include "tests/trainer/data/data_files.h"
 #include "trainer/data/random.h"

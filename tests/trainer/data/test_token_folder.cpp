@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <future>
 
-#include "model/error.h"
+#include "common/error.h"
 #include "tests/support/catch.h"
 #include "tests/trainer/data/data_files.h"
 

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: MIT
+#include "csrc/hopper/forward/forward_launch.h"
+
+namespace prulong::kernels {
+
+cudaError_t launch_forward(const ForwardParams& params, cudaStream_t stream) {
+  const Schedule& schedule = params.schedule;
+  const int64_t dim = params.q.head_dim;
+  if ((dim != 64 && dim != 128) || schedule.query_rows != forward_query_rows(static_cast<int>(dim))) {
+    return cudaErrorInvalidValue;
+  }
+  if (schedule.batch.q_tokens == 0 || schedule.batch.k_tokens == 0) return cudaSuccess;  // no items
+  ForwardArguments arguments;
+  if (make_forward_arguments(params, &arguments) != nullptr) return cudaErrorInvalidValue;
+  if (params.q.type == ElementType::kBFloat16) {
+    return dim == 64 ? forward::launch<forward::BFloat16Dim64>(arguments, stream)
+                     : forward::launch<forward::BFloat16Dim128>(arguments, stream);
+  }
+  return dim == 64 ? forward::launch<forward::Float16Dim64>(arguments, stream)
+                   : forward::launch<forward::Float16Dim128>(arguments, stream);
+}
+
+}  // namespace prulong::kernels

@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: MIT
+#include "csrc/hopper/hopper_attention.h"
+
+#include <ATen/Context.h>
+#include <ATen/ops/empty.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAStream.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdlib>
+#include <cstring>
+
+#include "csrc/hopper/address.h"
+#include "csrc/hopper/backward/backward.h"
+#include "csrc/hopper/combine.h"
+#include "csrc/hopper/forward/forward.h"
+#include "csrc/hopper/schedule_plan.h"
+
+namespace prulong::hopper {
+namespace {
+
+bool on_hopper(const at::Tensor& q) {
+  int major = 0, minor = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, q.get_device()));
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, q.get_device()));
+  return major == 9 && minor == 0;
+}
+
+kernels::PackedTensor packed(const at::Tensor& t) {
+  const auto type = t.scalar_type() == at::kHalf ? kernels::ElementType::kFloat16 : kernels::ElementType::kBFloat16;
+  return {type, t.const_data_ptr(), t.size(0), t.size(1), t.size(2), t.stride(0), t.stride(1)};
+}
+
+// The tensor itself where bulk copies can address it, else a dense copy.
+at::Tensor addressable(const at::Tensor& t) {
+  if (t.stride(2) == 1 && kernels::fits_tensor_map(packed(t))) return t;
+  return t.clone(at::MemoryFormat::Contiguous);
+}
+
+// Dense and aligned, for kernels that read vectors.
+at::Tensor dense(const at::Tensor& t) {
+  const bool aligned = reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0;
+  return t.is_contiguous() && aligned ? t : t.clone(at::MemoryFormat::Contiguous);
+}
+
+kernels::Batch make_batch(const at::Tensor& q, const at::Tensor& k, const Locality& locality,
+                          const at::Tensor& q_bounds, const at::Tensor& k_bounds) {
+  kernels::Batch batch = {};
+  batch.documents = static_cast<int>(q_bounds.size(0)) - 1;
+  batch.q_tokens = static_cast<int>(q.size(0));
+  batch.k_tokens = static_cast<int>(k.size(0));
+  batch.query_heads = static_cast<int>(q.size(1));
+  batch.kv_heads = static_cast<int>(k.size(1));
+  batch.head_dim = static_cast<int>(q.size(2));
+  const Locality within = bounded(locality, k.size(0));
+  batch.locality = {static_cast<int>(within.sink), static_cast<int>(within.window)};
+  batch.q_bounds = q_bounds.const_data_ptr<int>();
+  batch.k_bounds = k_bounds.const_data_ptr<int>();
+  return batch;
+}
+
+// A schedule whose plan is on its way, and the memory that holds it. Memory freed by the host lives on until the
+// stream is past its use.
+struct Planned {
+  at::Tensor memory;
+  kernels::Schedule schedule;
+};
+Planned plan(const kernels::Batch& batch, const kernels::ScheduleOptions& options, const at::Tensor& q,
+             cudaStream_t stream) {
+  const auto bytes = static_cast<int64_t>(kernels::schedule_bytes(batch, options));
+  Planned planned = {at::empty({bytes}, q.options().dtype(at::kByte)), {}};
+  planned.schedule = kernels::make_schedule(batch, options, planned.memory.mutable_data_ptr());
+  C10_CUDA_CHECK(kernels::launch_plan(planned.schedule, stream));
+  return planned;
+}
+
+// For ScheduleOptions. 0 where query tiles are so many that none is ever cut: causal tiles of one head, the longest of
+// which is less than twice the mean.
+int count_processors(const kernels::Batch& batch, int query_rows, int device) {
+  int processors = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+  const int64_t tiles = int64_t{batch.q_tokens} / query_rows * batch.group();
+  return tiles >= 8 * int64_t{processors} ? 0 : processors;
+}
+
+at::Tensor empty_statistics(const at::Tensor& q) {
+  return at::empty({q.size(1), q.size(0)}, q.options().dtype(at::kFloat));
+}
+
+// The forward kernel, and what finishes its results.
+void run(const kernels::ForwardParams& params, cudaStream_t stream) {
+  C10_CUDA_CHECK(kernels::launch_forward(params, stream));
+  C10_CUDA_CHECK(kernels::launch_combine({.type = params.q.type,
+                                          .schedule = params.schedule,
+                                          .out = params.out,
+                                          .delta = params.delta,
+                                          .lse_global = params.lse_global,
+                                          .lse_local = params.lse_local,
+                                          .partial_out = params.partial_out,
+                                          .partial_lse = params.partial_lse},
+                                         stream));
+}
+
+}  // namespace
+
+bool supports_backward(const std::array<bool, 4>& needs) { return needs[0] || needs[1] || needs[2]; }
+
+bool supports(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cu_seqlens, double scale) {
+  const char* choice = std::getenv("PRULONG_ATTENTION");
+  if (choice != nullptr && std::strcmp(choice, "library") == 0) return false;
+  const at::ScalarType dtype = q.scalar_type();
+  if (!q.is_cuda() || (dtype != at::kHalf && dtype != at::kBFloat16)) return false;
+  if (q.size(2) != 64 && q.size(2) != 128) return false;
+  if (q.size(0) == 0 || k.size(0) == 0 || cu_seqlens.size(0) < 2) return false;
+  // The upper bound keeps a scaled Softmax::kLowest finite.
+  if (!(static_cast<float>(scale) > 0 && scale <= 128)) return false;
+  if (!kernels::within_limits(q.size(0), k.size(0), cu_seqlens.size(0) - 1, q.size(1))) return false;
+  return on_hopper(q);
+}
+
+GatedResults gated_forward(const at::Tensor& q_any, const at::Tensor& k_any, const at::Tensor& v_any,
+                           const at::Tensor& gate_any, const at::Tensor& cu_seqlens_any, const Locality& locality,
+                           double scale) {
+  const c10::OptionalDeviceGuard guard(q_any.device());
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
+  const at::Tensor q = addressable(q_any), k = addressable(k_any), v = addressable(v_any);
+  const at::Tensor gate = gate_any.contiguous(), cu_seqlens = cu_seqlens_any.contiguous();
+  const GatedResults result = {at::empty(q.sizes(), q.options()), at::empty(q.sizes(), q.options()),
+                               empty_statistics(q), empty_statistics(q)};
+
+  kernels::Batch batch = make_batch(q, k, locality, cu_seqlens, cu_seqlens);
+  batch.gate = gate.const_data_ptr<float>();
+  const Planned planned = plan(batch, {.query_rows = kernels::forward_query_rows(batch.head_dim)}, q, stream);
+  run({.schedule = planned.schedule,
+       .q = packed(q),
+       .k = packed(k),
+       .v = packed(v),
+       .scale = static_cast<float>(scale),
+       .out = result.out.mutable_data_ptr(),
+       .delta = result.delta.mutable_data_ptr(),
+       .lse_global = result.lse_global.mutable_data_ptr<float>(),
+       .lse_local = result.lse_local.mutable_data_ptr<float>(),
+       .partial_out = nullptr,
+       .partial_lse = nullptr},
+      stream);
+  return result;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_backward(
+    const at::Tensor& dout_any, const at::Tensor& q_any, const at::Tensor& k_any, const at::Tensor& v_any,
+    const at::Tensor& gate_any, const GatedResults& results, const at::Tensor& cu_seqlens_any, const Locality& locality,
+    double scale) {
+  const c10::OptionalDeviceGuard guard(q_any.device());
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
+  const at::Tensor q = addressable(q_any), k = addressable(k_any), v = addressable(v_any);
+  const at::Tensor dout = addressable(dout_any), out = dense(results.out), delta = dense(results.delta);
+  const at::Tensor lse_global = results.lse_global.contiguous(), lse_local = results.lse_local.contiguous();
+  const at::Tensor gate = gate_any.contiguous(), cu_seqlens = cu_seqlens_any.contiguous();
+  const at::Tensor dq = at::empty(q.sizes(), q.options()), dk = at::empty(k.sizes(), k.options());
+  const at::Tensor dv = at::empty(v.sizes(), v.options()), dgate = at::empty(gate.sizes(), gate.options());
+
+  kernels::Batch batch = make_batch(q, k, locality, cu_seqlens, cu_seqlens);
+  batch.gate = gate.const_data_ptr<float>();
+  const Planned planned = plan(batch, {.with_keys = true}, q, stream);
+  const auto scratch_bytes = static_cast<int64_t>(kernels::backward_scratch_bytes(batch));
+  const at::Tensor scratch = at::empty({scratch_bytes}, q.options().dtype(at::kByte));
+  C10_CUDA_CHECK(kernels::launch_backward({.schedule = planned.schedule,
+                                           .q = packed(q),
+                                           .k = packed(k),
+                                           .v = packed(v),
+                                           .dout = packed(dout),
+                                           .scale = static_cast<float>(scale),
+                                           .out = out.const_data_ptr(),
+                                           .delta = delta.const_data_ptr(),
+                                           .lse_global = lse_global.const_data_ptr<float>(),
+                                           .lse_local = lse_local.const_data_ptr<float>(),
+                                           .scratch = scratch.mutable_data_ptr(),
+                                           .dq = dq.mutable_data_ptr(),
+                                           .dk = dk.mutable_data_ptr(),
+                                           .dv = dv.mutable_data_ptr(),
+                                           .dgate = dgate.mutable_data_ptr<float>(),
+                                           .deterministic = at::globalContext().deterministicAlgorithms()},
+                                          stream));
+  kernels::PoisonParams poison = {planned.schedule.state, {}, {}};
+  int n = 0;
+  for (const at::Tensor& gradient : {dq, dk, dv, dgate}) {
+    poison.data[n] = gradient.mutable_data_ptr();
+    poison.bytes[n++] = static_cast<int64_t>(gradient.nbytes());
+  }
+  C10_CUDA_CHECK(kernels::launch_poison(poison, stream));
+  return {dq, dk, dv, dgate};
+}
+
+std::tuple<at::Tensor, at::Tensor> masked_forward(const at::Tensor& q_any, const at::Tensor& k_any,
+                                                  const at::Tensor& v_any, const at::Tensor& is_global_any,
+                                                  const at::Tensor& cu_seqlens_q_any,
+                                                  const at::Tensor& cu_seqlens_k_any, const Locality& locality,
+                                                  double scale) {
+  const c10::OptionalDeviceGuard guard(q_any.device());
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
+  const at::Tensor q = addressable(q_any), k = addressable(k_any), v = addressable(v_any);
+  const at::Tensor is_global = is_global_any.contiguous();
+  const at::Tensor cu_seqlens_q = cu_seqlens_q_any.contiguous(), cu_seqlens_k = cu_seqlens_k_any.contiguous();
+  const at::Tensor out = at::empty(q.sizes(), q.options()), lse = empty_statistics(q);
+
+  kernels::Batch batch = make_batch(q, k, locality, cu_seqlens_q, cu_seqlens_k);
+  batch.is_global = is_global.const_data_ptr<bool>();
+  const int query_rows = kernels::forward_query_rows(batch.head_dim);
+  const int processors = count_processors(batch, query_rows, q.get_device());
+  const Planned planned = plan(batch, {.query_rows = query_rows, .processors = processors}, q, stream);
+  at::Tensor partial_out, partial_lse;  // about 50 MB
+  if (processors > 0) {
+    const int64_t slots = kernels::partial_capacity(planned.schedule);
+    partial_out = at::empty({slots, query_rows, q.size(2)}, q.options().dtype(at::kFloat));
+    partial_lse = at::empty({slots, query_rows}, q.options().dtype(at::kFloat));
+  }
+  const auto floats = [](const at::Tensor& t) { return t.defined() ? t.mutable_data_ptr<float>() : nullptr; };
+  run({.schedule = planned.schedule,
+       .q = packed(q),
+       .k = packed(k),
+       .v = packed(v),
+       .scale = static_cast<float>(scale),
+       .out = out.mutable_data_ptr(),
+       .delta = nullptr,
+       .lse_global = floats(lse),
+       .lse_local = floats(lse),
+       .partial_out = floats(partial_out),
+       .partial_lse = floats(partial_lse)},
+      stream);
+  return {out, lse};
+}
+
+}  // namespace prulong::hopper

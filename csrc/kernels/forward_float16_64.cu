@@ -1,8 +1,0 @@
-// SPDX-License-Identifier: MIT
-#include "csrc/kernels/forward_launch.h"
-
-namespace prulong::kernels::forward {
-
-template cudaError_t launch<Float16Dim64>(const ForwardArguments&, cudaStream_t);
-
-}  // namespace prulong::kernels::forward

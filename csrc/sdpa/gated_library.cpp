@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: MIT
+#include "csrc/sdpa/gated_library.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include <cstdint>
+
+#include "csrc/cpu/head_groups.h"
+#include "csrc/elementwise/gate_mix.h"
+#include "csrc/sdpa/library_attention.h"
+
+namespace prulong {
+namespace {
+
+kernels::ElementType element_type(const at::Tensor& t) {
+  return t.scalar_type() == at::kHalf ? kernels::ElementType::kFloat16 : kernels::ElementType::kBFloat16;
+}
+
+// As our kernels read tensors: without gaps, from a 16-byte boundary on.
+at::Tensor dense(const at::Tensor& t) {
+  const at::Tensor contiguous = t.contiguous();
+  const bool aligned = reinterpret_cast<uintptr_t>(contiguous.const_data_ptr()) % 16 == 0;
+  return aligned ? contiguous : contiguous.clone();
+}
+
+/// The KV heads of one branch, and how to take them from whole tensors.
+struct Branch {
+  std::vector<int64_t> heads;  // ascending
+  int64_t group;               // query heads per KV head
+
+  bool empty() const { return heads.empty(); }
+  // Of [T, Hkv * g, D] along dimension 1, or of [Hkv * g, T] along 0.
+  at::Tensor take_query_heads(const at::Tensor& t, int64_t dim) const {
+    return take_heads(t.unflatten(dim, {-1, group}), dim, heads).flatten(dim, dim + 1);
+  }
+  at::Tensor take_key_heads(const at::Tensor& t) const { return take_heads(t, 1, heads); }
+  // Writes part [heads * g, T] into whole [Hkv * g, T].
+  void write_lse(const at::Tensor& whole, const at::Tensor& part) const {
+    const HeadSlice slice(whole.unflatten(0, {-1, group}), 0, heads);
+    slice.part().copy_(part.view_as(slice.part()));
+    slice.write_back();
+  }
+};
+
+Branch branch_of(const std::vector<HeadKind>& kinds, HeadKind other, int64_t group) {
+  Branch branch{{}, group};
+  for (size_t h = 0; h < kinds.size(); ++h) {
+    if (kinds[h] != other) branch.heads.push_back(static_cast<int64_t>(h));
+  }
+  return branch;
+}
+
+const void* data_of(const at::Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
+
+// global + (1 - gate) * (local - global) into out [T, heads * g, D], and the difference into delta if that is defined;
+// the branches' tensors hold their own heads only.
+void mix(const at::Tensor& gate, const at::Tensor& global, const at::Tensor& local, const at::Tensor& out,
+         const at::Tensor& delta) {
+  C10_CUDA_CHECK(kernels::launch_gate_mix({.type = element_type(out),
+                                           .tokens = out.size(0),
+                                           .heads = gate.size(0),
+                                           .row = out.size(1) / gate.size(0) * out.size(2),
+                                           .gate = gate.const_data_ptr<float>(),
+                                           .o_global = data_of(global),
+                                           .o_local = data_of(local),
+                                           .out = out.mutable_data_ptr(),
+                                           .delta = delta.defined() ? delta.mutable_data_ptr() : nullptr},
+                                          c10::cuda::getCurrentCUDAStream()));
+}
+
+at::Tensor empty_branch(const at::Tensor& q, const Branch& branch) {
+  if (branch.empty()) return {};
+  return at::empty({q.size(0), static_cast<int64_t>(branch.heads.size()) * branch.group, q.size(2)}, q.options());
+}
+
+at::Tensor gate_gradient(const at::Tensor& gate, const at::Tensor& dout, const at::Tensor& delta) {
+  const int64_t heads = gate.size(0);
+  const at::Tensor partial = at::empty({heads, kernels::gate_gradient_parts(dout.size(0))}, gate.options());
+  const at::Tensor dgate = at::empty({heads}, gate.options());
+  C10_CUDA_CHECK(kernels::launch_gate_gradient({.type = element_type(dout),
+                                                .tokens = dout.size(0),
+                                                .heads = heads,
+                                                .row = dout.size(1) / heads * dout.size(2),
+                                                .gate = gate.const_data_ptr<float>(),
+                                                .dout = dout.const_data_ptr(),
+                                                .delta = delta.const_data_ptr(),
+                                                .partial = partial.mutable_data_ptr<float>(),
+                                                .dgate = dgate.mutable_data_ptr<float>()},
+                                               c10::cuda::getCurrentCUDAStream()));
+  return dgate;
+}
+
+}  // namespace
+
+GatedResults gated_library_forward(const AttentionSpec& spec, const std::vector<HeadKind>& kinds, const at::Tensor& q,
+                                   const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate) {
+  const c10::OptionalDeviceGuard guard(q.device());
+  const int64_t group = q.size(1) / k.size(1);
+  const Branch global = branch_of(kinds, HeadKind::kLocal, group), local = branch_of(kinds, HeadKind::kGlobal, group);
+  const auto lse_options = q.options().dtype(at::kFloat);
+  const GatedResults result = {at::empty(q.sizes(), q.options()), at::empty(q.sizes(), q.options()),
+                               at::zeros({q.size(1), q.size(0)}, lse_options),
+                               at::zeros({q.size(1), q.size(0)}, lse_options)};
+  const auto compute = [&](const Branch& branch, bool is_local, const at::Tensor& lse_whole) {
+    if (branch.empty()) return at::Tensor();
+    auto [out, lse] = LibraryAttention(spec, is_local, q.device())
+                          .forward(branch.take_query_heads(q, 1), branch.take_key_heads(k), branch.take_key_heads(v));
+    branch.write_lse(lse_whole, lse);
+    return out;
+  };
+  const at::Tensor o_global = compute(global, false, result.lse_global);
+  const at::Tensor o_local = compute(local, true, result.lse_local);
+  mix(dense(gate), o_global, o_local, result.out, result.delta);
+  return result;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_library_backward(
+    const AttentionSpec& spec, const std::vector<HeadKind>& kinds, const at::Tensor& dout_any, const at::Tensor& q,
+    const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate_any, const GatedResults& results,
+    const std::array<bool, 4>& needs) {
+  const c10::OptionalDeviceGuard guard(q.device());
+  const int64_t group = q.size(1) / k.size(1);
+  const at::Tensor dout = dense(dout_any), gate = dense(gate_any);
+  const at::Tensor out = dense(results.out), delta = dense(results.delta);
+  at::Tensor dgate;
+  if (needs[3]) dgate = gate_gradient(gate, dout, delta);
+  if (!needs[0] && !needs[1] && !needs[2]) return {{}, {}, {}, dgate};
+
+  const Branch global = branch_of(kinds, HeadKind::kLocal, group), local = branch_of(kinds, HeadKind::kGlobal, group);
+  at::Tensor o_global = empty_branch(q, global), o_local = empty_branch(q, local);
+  C10_CUDA_CHECK(kernels::launch_gate_split({.type = element_type(q),
+                                             .tokens = q.size(0),
+                                             .heads = gate.size(0),
+                                             .row = group * q.size(2),
+                                             .gate = gate.const_data_ptr<float>(),
+                                             .out = out.const_data_ptr(),
+                                             .delta = delta.const_data_ptr(),
+                                             .o_global = o_global.defined() ? o_global.mutable_data_ptr() : nullptr,
+                                             .o_local = o_local.defined() ? o_local.mutable_data_ptr() : nullptr},
+                                            c10::cuda::getCurrentCUDAStream()));
+
+  // A branch's gradients are linear in its output's, so both take dout as it is and the gate weights what they give.
+  struct Gradients {
+    at::Tensor dq, dk, dv;
+  };
+  const auto compute = [&](const Branch& branch, bool is_local, at::Tensor& branch_out, const at::Tensor& lse) {
+    if (branch.empty()) return Gradients{};
+    auto [dq, dk, dv] =
+        LibraryAttention(spec, is_local, q.device())
+            .backward(branch.take_query_heads(dout, 1), branch.take_query_heads(q, 1), branch.take_key_heads(k),
+                      branch.take_key_heads(v), branch_out, branch.take_query_heads(lse, 0));
+    branch_out.reset();
+    return Gradients{dq, dk, dv};
+  };
+  const Gradients from_global = compute(global, false, o_global, results.lse_global);
+  const Gradients from_local = compute(local, true, o_local, results.lse_local);
+  const auto join = [&](bool needed, const at::Tensor& like, const at::Tensor& a, const at::Tensor& b) {
+    if (!needed) return at::Tensor();
+    const at::Tensor sum = at::empty(like.sizes(), like.options());
+    mix(gate, a, b, sum, {});
+    return sum;
+  };
+  return {join(needs[0], q, from_global.dq, from_local.dq), join(needs[1], k, from_global.dk, from_local.dk),
+          join(needs[2], v, from_global.dv, from_local.dv), dgate};
+}
+
+}  // namespace prulong
