@@ -24,7 +24,7 @@ inline std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, std::
 }
 
 /// What a draw is for. Each purpose has its own stream, so that no two uses of one seed share a number.
-enum class Stream : uint32_t { kGateNoise = 0, kGateInit = 1 };
+enum class Stream : uint32_t { kGateNoise = 0, kGateInit = 1, kRandomMask = 2 };
 
 /// Two independent numbers strictly inside (0, 1), each with 52 random bits; a pure function of its arguments.
 /// @param step, micro_step  in [0, 2^32).
@@ -46,6 +46,11 @@ inline std::array<double, 2> uniform_pair(uint64_t seed, Stream stream, int64_t 
 /// The noise of one gate: strictly inside (0, 1). Recompute, resume and every rank draw the same by construction.
 inline double uniform(uint64_t seed, int64_t step, int64_t micro_step, int64_t layer, int64_t head) {
   return uniform_pair(seed, Stream::kGateNoise, step, micro_step, layer, head)[0];
+}
+
+/// The score of one head in the `index`-th random mask, in (0, 1).
+inline double random_mask_score(uint64_t seed, int64_t index, int64_t layer, int64_t head) {
+  return uniform_pair(seed, Stream::kRandomMask, index, 0, layer, head)[0];
 }
 
 /// One standard normal number (Box-Muller), for the initial value of one gate.

@@ -8,9 +8,9 @@
 
 #include "common/error.h"
 #include "common/philox.h"
-#include "trainer/open_model.h"
-#include "trainer/open_source.h"
-#include "trainer/provenance.h"
+#include "common/provenance.h"
+#include "model/open_model.h"
+#include "trainer/data/open_source.h"
 
 namespace prulong {
 namespace {
@@ -51,7 +51,7 @@ std::vector<Pattern> patterns_of(const MethodOptions& options, const EvalConfig&
     std::vector<double> scores;
     for (int64_t layer = 0; layer < shape.layers; ++layer) {
       for (int64_t head = 0; head < shape.kv_heads; ++head) {
-        scores.push_back(uniform(static_cast<uint64_t>(options.seed), i, 0, layer, head));
+        scores.push_back(random_mask_score(static_cast<uint64_t>(options.seed), i, layer, head));
       }
     }
     masks.push_back(Pattern::from_scores(shape, scores, options.sparsity, sink, window));
@@ -94,20 +94,20 @@ std::string aligned(const std::vector<Cells>& lines) {
 }
 
 template <class Get>
-double mean(const std::vector<HeldOut>& results, Get get) {
+double mean(const std::vector<EvalResult>& results, Get get) {
   double sum = 0;
-  for (const HeldOut& result : results) sum += get(result);
+  for (const EvalResult& result : results) sum += get(result);
   return sum / static_cast<double>(results.size());
 }
 
 }  // namespace
 
 double MethodResult::mean_answer_accuracy() const {
-  return mean(results, [](const HeldOut& h) { return h.answer_accuracy; });
+  return mean(results, [](const EvalResult& h) { return h.answer_accuracy; });
 }
 
 double MethodResult::mean_answer_exact() const {
-  return mean(results, [](const HeldOut& h) { return h.answer_exact; });
+  return mean(results, [](const EvalResult& h) { return h.answer_exact; });
 }
 
 double kv_kept(double local_fraction, int64_t sink, int64_t window, int64_t tokens) {
@@ -165,8 +165,8 @@ std::string comparison_table(const std::vector<MethodResult>& rows) {
     char kept[32];
     std::snprintf(kept, sizeof kept, "%.1f %%", 100 * row.kv_kept);
     lines.push_back({row.label,
-                     cell(row, row.mean_answer_accuracy(), [](const HeldOut& h) { return h.answer_accuracy; }),
-                     cell(row, row.mean_answer_exact(), [](const HeldOut& h) { return h.answer_exact; }), kept});
+                     cell(row, row.mean_answer_accuracy(), [](const EvalResult& h) { return h.answer_accuracy; }),
+                     cell(row, row.mean_answer_exact(), [](const EvalResult& h) { return h.answer_exact; }), kept});
   }
   return aligned(lines);
 }
@@ -184,7 +184,7 @@ std::string comparison_json(const EvalConfig& config, const Comparison& comparis
                            {"methods", nlohmann::json::array()}};
   for (const auto& row : comparison.rows) {
     nlohmann::json masks = nlohmann::json::array();
-    for (const HeldOut& h : row.results) {
+    for (const EvalResult& h : row.results) {
       masks.push_back({{"answer_accuracy", h.answer_accuracy},
                        {"answer_exact", h.answer_exact},
                        {"answer_tokens", h.answer_tokens},

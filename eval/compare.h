@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "eval/eval_config.h"
-#include "trainer/evaluation.h"
+#include "eval/held_out.h"
 
 namespace prulong {
 
@@ -15,9 +15,9 @@ namespace prulong {
 struct MethodResult {
   std::string label;
   std::string type;
-  double local_fraction = 0;     ///< share of KV heads that are local
-  double kv_kept = 1;            ///< KV entries held at the end of a sequence, relative to full attention
-  std::vector<HeldOut> results;  ///< one per mask: several for type random
+  double local_fraction = 0;        ///< share of KV heads that are local
+  double kv_kept = 1;               ///< KV entries held at the end of a sequence, relative to full attention
+  std::vector<EvalResult> results;  ///< one per mask: several for type random
   double mean_answer_accuracy() const;
   double mean_answer_exact() const;
 };

@@ -57,13 +57,12 @@ EvalConfig load_eval_config(const std::filesystem::path& path, const std::vector
   if (config.methods.empty()) refuse("methods", "expected at least one method, found none");
   for (size_t i = 0; i < config.data.size(); ++i) {
     if (config.data[i].type != SourceType::kRecall) {
-      refuse("data." + std::to_string(i) + ".type",
-             "expected recall, the only type with answers, found another; use a recall kit");
+      refuse("data." + std::to_string(i) + ".type", "expected recall, the only type with answers, found " +
+                                                        std::string(name_of(config.data[i].type)) +
+                                                        "; use a recall kit");
     }
-    if (config.data[i].questions > config.data[i].statements) {
-      refuse("data." + std::to_string(i) + ".questions", "expected at most statements, which is " +
-                                                             std::to_string(config.data[i].statements) + ", found " +
-                                                             std::to_string(config.data[i].questions));
+    if (const auto problem = find_problem(config.data[i])) {
+      refuse("data." + std::to_string(i) + "." + problem->key, problem->what);
     }
   }
   for (size_t i = 0; i < config.methods.size(); ++i) {

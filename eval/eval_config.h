@@ -8,7 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "trainer/config.h"
+#include "model/options.h"
+#include "trainer/data/options.h"
 
 namespace prulong {
 

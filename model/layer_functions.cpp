@@ -15,8 +15,8 @@
 #include <utility>
 #include <vector>
 
+#include "common/cpu.h"
 #include "csrc/elementwise/fused_elementwise.h"
-#include "model/cpu_features.h"
 
 namespace prulong {
 namespace {

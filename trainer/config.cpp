@@ -14,18 +14,12 @@ namespace {
 
 using Names = std::string_view;
 constexpr std::array<Names, 2> kPresets = {"default", "reference"};
-constexpr std::array<Names, 3> kDtypes = {"auto", "float32", "bfloat16"};
-constexpr std::array<Names, 3> kDevices = {"auto", "cpu", "cuda"};
 constexpr std::array<Names, 2> kSchedules = {"linear", "logarithmic"};
 constexpr std::array<Names, 2> kEstimates = {"expected", "sampled"};
 constexpr std::array<Names, 3> kModes = {"masks", "weights", "both"};
 constexpr std::array<Names, 2> kLossTokens = {"all", "answers"};
 constexpr std::array<Names, 3> kRecompute = {"auto", "on", "off"};
 constexpr std::array<Names, 2> kResume = {"auto", "never"};
-constexpr std::array<Names, 5> kSourceTypes = {"tokens", "mds", "npy", "raw", "recall"};
-constexpr std::array<Names, 5> kTokenTypes = {"unknown", "uint16", "uint32", "int32", "int64"};
-constexpr std::array<Names, 5> kRecallTasks = {"codes", "key_values", "passkey", "multi_values", "labels"};
-
 // Token positions are 32-bit; steps and micro-steps key 32-bit counters.
 constexpr int64_t kMaxTokens = int64_t{1} << 30;
 constexpr int64_t kMaxSteps = int64_t{1} << 30;
@@ -125,43 +119,6 @@ TrainConfig read(ConfigDocument document, const std::vector<std::string>& overri
 
 }  // namespace
 
-void visit_options(ConfigVisitor& v, ModelOptions& o) {
-  v.text(o.path, {"path", "Hugging Face folder of the pretrained model"}, TextRule::kRequired);
-  v.choice(o.dtype, {"dtype", "auto: bfloat16 where it is fast (CUDA, some CPUs), else float32"}, kDtypes);
-  v.choice(o.device, {"device", "auto: cuda where there is one"}, kDevices);
-}
-
-void visit_options(ConfigVisitor& v, AttentionOptions& o) {
-  v.integer(o.sink, {"sink", "first tokens of a document that local heads keep", "tokens"}, 0, kMaxTokens);
-  v.integer(o.window, {"window", "last tokens that local heads keep, the query included", "tokens"}, 1, kMaxTokens);
-}
-
-void visit_options(ConfigVisitor& v, SourceOptions& o) {
-  v.choice(o.type,
-           {"type",
-            "tokens, recall: what scripts/prepare_data.py wrote from text, or for synthetic tasks; mds: a folder of "
-            "MosaicML shards; npy, raw: a file of token ids, or a folder of *.npy or *.bin"},
-           kSourceTypes);
-  v.text(o.path, {"path", "file or folder of the data, as type says"}, TextRule::kRequired);
-  v.number(o.weight, {"weight", "share of sequences, relative to the other sources of the list"}, Interval::above(0));
-  v.when(o.type == SourceType::kRaw || o.type == SourceType::kMds, "type: raw or mds", [&] {
-    v.choice(o.dtype, {"dtype", "of raw files' tokens (uint16 or uint32), or of an MDS column of bytes"}, kTokenTypes);
-  });
-  v.when(o.type == SourceType::kRaw || o.type == SourceType::kNpy, "type: raw or npy", [&] {
-    v.integer(o.end_token, {"end_token", "token that ends each document; -1 = there is none"}, -1, kMaxTokens);
-  });
-  v.when(o.type == SourceType::kRecall, "type: recall", [&] {
-    v.choices(o.tasks, {"tasks", "what is to be recalled; drawn at random when several"}, kRecallTasks);
-    v.integer(o.statements, {"statements", "facts in a sequence (passkey: always 1; multi_values: four a name)"}, 1,
-              1 << 16);
-    v.integer(o.questions, {"questions", "questions at its end (passkey: always 1; multi_values: at most one a name)"},
-              1, 1 << 16);
-    v.integer(o.seed, {"seed", "of the tasks"}, 0, kMaxSeed);
-  });
-}
-
-std::string_view name_of(RecallTask task) { return kRecallTasks[static_cast<size_t>(task)]; }
-
 TrainConfig TrainConfig::of(Preset preset) {
   TrainConfig config;
   config.preset = preset;
@@ -220,17 +177,9 @@ std::optional<ConfigProblem> find_problem(const TrainConfig& c) {
       const std::string key = std::string("data.") + name + "." + std::to_string(i);
       if (source.type != SourceType::kRecall && c.train.loss_tokens == LossTokens::kAnswers) {
         return {{key + ".type", "expected recall with train.loss_tokens: answers, found " +
-                                    std::string(kSourceTypes[static_cast<size_t>(source.type)]) +
-                                    ", which has no answers"}};
+                                    std::string(name_of(source.type)) + ", which has no answers"}};
       }
-      if (source.type == SourceType::kRaw && source.dtype != TokenType::kUint16 && source.dtype != TokenType::kUint32) {
-        return {{key + ".dtype", "expected uint16 or uint32 with type: raw, whose files do not say it, found " +
-                                     std::string(kTokenTypes[static_cast<size_t>(source.dtype)])}};
-      }
-      if (source.type == SourceType::kRecall && source.questions > source.statements) {
-        return {{key + ".questions", "expected at most statements, which is " + std::to_string(source.statements) +
-                                         ", found " + std::to_string(source.questions)}};
-      }
+      if (const auto problem = find_problem(source)) return {{key + "." + problem->key, problem->what}};
     }
   }
   return std::nullopt;

@@ -11,7 +11,9 @@
 #include <vector>
 
 #include "common/config/config_visitor.h"
+#include "model/options.h"
 #include "trainer/constraint.h"
+#include "trainer/data/options.h"
 
 namespace prulong {
 
@@ -20,30 +22,10 @@ enum class Preset {
   kDefault,
   kReference,  ///< the published recipe's sampled sparsity, rates, decay, warm-up and lengths
 };
-enum class ModelDtype { kAuto, kFloat32, kBfloat16 };
-enum class ModelDevice { kAuto, kCpu, kCuda };
 enum class TrainMode { kMasks, kWeights, kBoth };
 enum class LossTokens { kAll, kAnswers };
 enum class Recompute { kAuto, kOn, kOff };
 enum class Resume { kAuto, kNever };
-enum class SourceType { kTokens, kMds, kNpy, kRaw, kRecall };
-enum class TokenType { kUnknown, kUint16, kUint32, kInt32, kInt64 };
-enum class RecallTask { kCodes, kKeyValues, kPasskey, kMultiValues, kLabels };
-
-/// As in a file: "codes".
-std::string_view name_of(RecallTask task);
-
-struct ModelOptions {
-  std::string path;
-  ModelDtype dtype = ModelDtype::kAuto;
-  ModelDevice device = ModelDevice::kAuto;
-};
-
-struct AttentionOptions {
-  int64_t sink = 128;
-  int64_t window = 1024;
-};
-
 struct GateOptions {
   double init_mean = 4.0;
   double init_std = 0.01;
@@ -86,20 +68,6 @@ struct TrainOptions {
   int64_t max_skipped_steps = 10;
 };
 
-/// One stream of training or held-out sequences. A further type joins as an enumerator, its members, and a when() in
-/// config.cpp.
-struct SourceOptions {
-  SourceType type = SourceType::kTokens;
-  std::string path;
-  double weight = 1.0;
-  TokenType dtype = TokenType::kUnknown;
-  int64_t end_token = -1;
-  std::vector<RecallTask> tasks = {RecallTask::kCodes};
-  int64_t statements = 12;
-  int64_t questions = 12;
-  int64_t seed = 0;
-};
-
 struct DataOptions {
   std::vector<SourceOptions> train;
   std::vector<SourceOptions> eval;
@@ -138,19 +106,8 @@ struct TrainConfig {
   static TrainConfig of(Preset preset);
 };
 
-/// The keys of sections that other programs have too.
-void visit_options(ConfigVisitor& visitor, ModelOptions& options);
-void visit_options(ConfigVisitor& visitor, AttentionOptions& options);
-void visit_options(ConfigVisitor& visitor, SourceOptions& options);
-
 /// Visits every key, in the order in which they are written and documented.
 void visit_config(ConfigVisitor& visitor, TrainConfig& config);
-
-/// A rule between keys that a configuration breaks.
-struct ConfigProblem {
-  std::string key;   ///< the key to point at
-  std::string what;  ///< what was found, what is allowed
-};
 
 /// The first rule that is broken, if any.
 std::optional<ConfigProblem> find_problem(const TrainConfig& config);

@@ -12,7 +12,7 @@
 #include <fstream>
 #include <utility>
 
-#include "trainer/open_model.h"
+#include "model/open_model.h"
 
 namespace prulong {
 namespace {

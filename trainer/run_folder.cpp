@@ -11,7 +11,8 @@
 
 #include "common/atomic_file.h"
 #include "common/error.h"
-#include "trainer/provenance.h"
+#include "common/provenance.h"
+#include "model/open_model.h"
 
 namespace prulong {
 namespace {

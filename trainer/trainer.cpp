@@ -12,19 +12,19 @@
 #include <optional>
 
 #include "common/error.h"
+#include "common/provenance.h"
 #include "common/run_log.h"
+#include "eval/held_out.h"
+#include "model/batch.h"
 #include "model/llama.h"
+#include "model/open_model.h"
 #include "model/save_model.h"
 #include "trainer/adamw.h"
-#include "trainer/batch.h"
 #include "trainer/checkpoint.h"
-#include "trainer/evaluation.h"
+#include "trainer/data/open_source.h"
 #include "trainer/gate_learner.h"
 #include "trainer/host_tensor.h"
 #include "trainer/memory.h"
-#include "trainer/open_model.h"
-#include "trainer/open_source.h"
-#include "trainer/provenance.h"
 #include "trainer/run_folder.h"
 #include "trainer/schedule.h"
 #include "trainer/weights_optimizer.h"
@@ -152,7 +152,7 @@ class Trainer {
     return {{"model", model_fingerprint(config_.model.path)},
             {"model.dtype", dtype_name(dtype_)},
             {"data.train", train_data_->fingerprint()},
-            {"gates.pattern", start_ ? mask_fingerprint(*start_) : "none"}};
+            {"gates.pattern", start_ ? mask_fingerprint(start_->mask) : "none"}};
   }
 
   std::map<std::string, std::string> identity() const { return run_identity(config_, facts_); }
@@ -326,7 +326,7 @@ class Trainer {
       return evaluate(model_, *eval_data_, 0, config_.eval.sequences, roles, false, config_.train.loss_chunk);
     };
     const auto full = measure({}), masked = measure(HeadRoles::from_pattern(pattern(), model_.config(), device_));
-    const auto as_json = [](const HeldOut& h) {
+    const auto as_json = [](const EvalResult& h) {
       nlohmann::json object = {{"loss_nats", h.loss_nats}, {"labels", h.labels}};
       if (h.answer_tokens > 0) {
         object["answer_accuracy"] = h.answer_accuracy;

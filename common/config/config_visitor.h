@@ -142,4 +142,10 @@ std::string show_number(double value);
 std::string show_names(std::span<const std::string_view> names);
 std::string show_text(std::string_view text);
 
+/// A rule between keys that a configuration breaks.
+struct ConfigProblem {
+  std::string key;   ///< the key to point at
+  std::string what;  ///< what was found, what is allowed
+};
+
 }  // namespace prulong

@@ -34,6 +34,7 @@ TEST_CASE("Noise depends on every part of its key") {
           for (int64_t head = 0; head < 4; ++head) seen.insert(uniform(seed, step, micro, layer, head));
   CHECK(seen.size() == 3 * 4 * 4 * 4 * 4);
   CHECK(uniform_pair(1, Stream::kGateNoise, 0, 0, 0, 0)[0] != uniform_pair(1, Stream::kGateInit, 0, 0, 0, 0)[0]);
+  CHECK(random_mask_score(1, 0, 0, 0) != uniform(1, 0, 0, 0, 0));
 }
 
 TEST_CASE("Noise is uniform and the initial values are normal") {

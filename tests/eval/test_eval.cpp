@@ -41,8 +41,8 @@ std::string error_of(const std::string& text, const std::vector<std::string>& ov
 
 std::string error_set(const std::string& assignment) { return error_of(kMinimal, {assignment}); }
 
-HeldOut measured(double accuracy, double exact) {
-  HeldOut result;
+EvalResult measured(double accuracy, double exact) {
+  EvalResult result;
   result.sequences = 2;
   result.labels = result.answer_tokens = 40;
   result.answers = 10;
@@ -98,7 +98,7 @@ TEST_CASE("What cannot be compared is refused by place and key") {
   CHECK(error_set("methods.0.type=fulll") ==
         "command line: methods.0.type: expected full, local, pattern or random, found \"fulll\"");
   CHECK(error_set("data=[{type: tokens, path: x}]") ==
-        "command line: data.0.type: expected recall, the only type with answers, found another; use a recall kit");
+        "command line: data.0.type: expected recall, the only type with answers, found tokens; use a recall kit");
   CHECK(error_set("data.0.questions=13") ==
         "command line: data.0.questions: expected at most statements, which is 12, found 13");
   CHECK(error_of(kMinimal + "  - {type: random}\n") ==

@@ -13,6 +13,7 @@
 #include <string>
 
 #include "common/error.h"
+#include "common/hash.h"
 #include "tests/fuzz/mutate.h"
 #include "tests/fuzz/reader.h"
 #include "tests/trainer/data/data_files.h"

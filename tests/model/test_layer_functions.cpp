@@ -8,7 +8,7 @@
 
 #include <vector>
 
-#include "model/cpu_features.h"
+#include "common/cpu.h"
 #include "tests/model/tiny_llama.h"
 #include "tests/support/catch.h"
 

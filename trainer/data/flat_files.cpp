@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common/error.h"
+#include "common/hash.h"
 #include "trainer/data/packing.h"
 #include "trainer/data/random.h"
 

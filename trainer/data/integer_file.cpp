@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "common/error.h"
+#include "common/hash.h"
 #include "trainer/data/random.h"
 
 namespace prulong {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "common/error.h"
+#include "common/hash.h"
 #include "trainer/data/corpus.h"
 #include "trainer/data/mds_index.h"
 #include "trainer/data/mds_shard.h"

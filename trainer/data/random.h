@@ -4,9 +4,9 @@
 #pragma once
 
 #include <bit>
+#include <cstddef>
 #include <cstdint>
 #include <initializer_list>
-#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -17,13 +17,6 @@ constexpr uint64_t mix64(uint64_t x) {
   x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
   x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
   return x ^ (x >> 31);
-}
-
-/// A 64-bit hash (FNV-1a, then mixed): for fingerprints, not against forgery.
-constexpr uint64_t hash64(std::string_view text) {
-  uint64_t hash = 0xCBF29CE484222325ull;
-  for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001B3ull;
-  return mix64(hash);
 }
 
 /// The splitmix64 generator, keyed by any number of words: Random({seed, n}) is independent of Random({seed, n + 1}).
@@ -46,7 +39,7 @@ class Random {
   /// Puts the elements into a uniformly random order.
   template <typename T>
   void shuffle(std::vector<T>& items) {
-    for (size_t i = items.size(); i > 1; --i) std::swap(items[i - 1], items[below(i)]);
+    for (std::size_t i = items.size(); i > 1; --i) std::swap(items[i - 1], items[below(i)]);
   }
 
  private:

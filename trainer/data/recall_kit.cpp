@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "common/error.h"
+#include "common/hash.h"
 #include "trainer/data/integer_file.h"
 #include "trainer/data/json_file.h"
 #include "trainer/data/random.h"

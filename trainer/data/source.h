@@ -4,16 +4,10 @@
 #include <cstdint>
 #include <memory>
 #include <string>
-#include <vector>
+
+#include "common/sequence.h"
 
 namespace prulong {
-
-/// One packed training sequence.
-struct Sequence {
-  std::vector<int32_t> tokens;
-  std::vector<int32_t> cu_seqlens;  ///< [docs + 1], from 0 to tokens.size(), strictly increasing
-  std::vector<uint8_t> is_answer;   ///< per token: part of a synthetic task's answer; empty when the source has none
-};
 
 /// A deterministic, random-access stream of packed sequences. sequence(n) is a pure function of n, so a run resumes
 /// from one integer and any number of readers see the same stream. Thread-safe.

@@ -4,6 +4,7 @@
 #include <array>
 #include <set>
 
+#include "common/hash.h"
 #include "tests/support/catch.h"
 
 namespace prulong {

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "common/error.h"
+#include "common/hash.h"
 #include "tests/support/catch.h"
 #include "tests/trainer/data/data_files.h"
 #include "trainer/data/random.h"
@@ -368,7 +369,7 @@ TEST_CASE("the recall stream depends on kit, options and seed alone, and never c
   const Sequence first = source->sequence(0);
   CHECK(again->sequence(0).tokens == first.tokens);
   CHECK(source->sequence(1).tokens != first.tokens);
-  CHECK(hash64(bytes_of(first.tokens)) == 0x2FD8953DFD0DBC74ull);
+  CHECK(hash64(bytes_of(first.tokens)) == 0x0D2690BD986F00CCull);
   CHECK(source->fingerprint() == again->fingerprint());
   RecallOptions other = options(folder);
   other.seed = 8;

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <map>
 #include <optional>
 #include <string>
 
 #include "model/llama.h"
-#include "trainer/config.h"
+#include "model/options.h"
 
 namespace prulong {
 
@@ -18,6 +19,10 @@ at::ScalarType planned_dtype(const ModelOptions& options);
 
 /// The name of a model's dtype in configurations and results: float32 or bfloat16.
 std::string dtype_name(at::ScalarType dtype);
+
+/// The machine, as key = value: cpu, threads (torch's), and for a run on a GPU gpu. "unknown" where the system does not
+/// say.
+std::map<std::string, std::string> machine(at::Device device);
 
 /// What to tell the user when `auto` could not choose bfloat16.
 std::optional<std::string> dtype_note(const ModelOptions& options, const Llama& model);

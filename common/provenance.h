@@ -2,13 +2,11 @@
 // What a result was made with and from, for the files that say so.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
+#include <cstdint>
 #include <filesystem>
 #include <map>
 #include <string>
-
-#include "model/pattern.h"
+#include <vector>
 
 namespace prulong {
 
@@ -16,17 +14,13 @@ namespace prulong {
 /// from a checkout), torch, cuda (the compiler's), compiler.
 std::map<std::string, std::string> versions();
 
-/// The machine, as key = value: cpu, threads (torch's), and for a run on a GPU gpu. "unknown" where the system does not
-/// say.
-std::map<std::string, std::string> machine(at::Device device);
-
 /// Changes when another model lies in a folder: its config.json, and of every *.safetensors its name, size, header and
 /// samples of its data. Reads less than 1 MiB per file beside the headers, so other bytes may differ unseen.
 /// @throws Error naming the file that cannot be read.
 std::string model_fingerprint(const std::filesystem::path& model);
 
-/// Of what training takes from a pattern, its mask; not of where it lies.
-std::string mask_fingerprint(const Pattern& pattern);
+/// Of a mask's values, as Pattern::mask holds them.
+std::string mask_fingerprint(const std::vector<uint8_t>& mask);
 
 /// Of any table of keys and values.
 std::string fingerprint(const std::map<std::string, std::string>& values);

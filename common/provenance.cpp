@@ -1,21 +1,15 @@
 // SPDX-License-Identifier: MIT
-#include "trainer/provenance.h"
-
-#include <ATen/Parallel.h>
-#include <ATen/cuda/CUDAContextLight.h>
-#include <torch/version.h>
+#include "common/provenance.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <cstring>
-#include <fstream>
 #include <set>
 #include <string_view>
 
 #include "common/error.h"
+#include "common/hash.h"
 #include "common/mapped_file.h"
 #include "prulong_commit.h"
-#include "trainer/data/random.h"
 
 namespace prulong {
 namespace {
@@ -24,12 +18,6 @@ namespace fs = std::filesystem;
 
 constexpr size_t kSamples = 64;
 constexpr size_t kSampleBytes = 4096;
-
-std::string hexadecimal(uint64_t hash) {
-  char text[17];
-  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(hash));
-  return text;
-}
 
 /// Lines, each of which counts, in order.
 class Fingerprint {
@@ -66,29 +54,14 @@ void add_weights(const fs::path& path, Fingerprint& fingerprint) {
   }
 }
 
-std::string cpu_name() {
-  std::ifstream in("/proc/cpuinfo");
-  for (std::string line; std::getline(in, line);) {
-    const size_t colon = line.find(": ");
-    if (line.starts_with("model name") && colon != std::string::npos) return line.substr(colon + 2);
-  }
-  return "unknown";
-}
-
 }  // namespace
 
 std::map<std::string, std::string> versions() {
   return {{"prulong", PRULONG_VERSION},
           {"commit", PRULONG_COMMIT},
-          {"torch", TORCH_VERSION},
+          {"torch", PRULONG_TORCH_VERSION},
           {"cuda", PRULONG_CUDA_VERSION},
           {"compiler", __VERSION__}};
-}
-
-std::map<std::string, std::string> machine(at::Device device) {
-  std::map<std::string, std::string> facts = {{"cpu", cpu_name()}, {"threads", std::to_string(at::get_num_threads())}};
-  if (device.is_cuda()) facts["gpu"] = at::cuda::getDeviceProperties(device.index())->name;
-  return facts;
 }
 
 std::string model_fingerprint(const fs::path& model) {
@@ -105,8 +78,8 @@ std::string model_fingerprint(const fs::path& model) {
   return fingerprint.text();
 }
 
-std::string mask_fingerprint(const Pattern& pattern) {
-  return "mask:" + hexadecimal(hash64({reinterpret_cast<const char*>(pattern.mask.data()), pattern.mask.size()}));
+std::string mask_fingerprint(const std::vector<uint8_t>& mask) {
+  return "mask:" + hexadecimal(hash64({reinterpret_cast<const char*>(mask.data()), mask.size()}));
 }
 
 std::string fingerprint(const std::map<std::string, std::string>& values) {

@@ -9,7 +9,7 @@
 namespace prulong {
 
 /// What a model does on held-out sequences under given head roles, every token predicted from the true ones before it.
-struct HeldOut {
+struct EvalResult {
   int64_t sequences = 0;
   int64_t labels = 0;
   double loss_nats = 0;        ///< mean cross entropy per label
@@ -22,7 +22,7 @@ struct HeldOut {
 /// @param first, count  which sequences of the source.
 /// @param answers_only  measure the loss on answer tokens alone: the cheap way when only recall is asked for.
 /// @param loss_chunk    rows of logits that exist at one time.
-HeldOut evaluate(const Llama& model, const Source& source, int64_t first, int64_t count, const HeadRoles& roles,
-                 bool answers_only, int64_t loss_chunk);
+EvalResult evaluate(const Llama& model, const Source& source, int64_t first, int64_t count, const HeadRoles& roles,
+                    bool answers_only, int64_t loss_chunk);
 
 }  // namespace prulong

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "trainer/open_source.h"
+#include "trainer/data/open_source.h"
 
 #include <optional>
 

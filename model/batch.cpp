@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "trainer/batch.h"
+#include "model/batch.h"
 
 #include <ATen/ops/empty.h>
 

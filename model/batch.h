@@ -5,8 +5,8 @@
 
 #include <cstdint>
 
+#include "common/sequence.h"
 #include "model/llama.h"
-#include "trainer/data/source.h"
 
 namespace prulong {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "trainer/evaluation.h"
+#include "eval/held_out.h"
 
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
@@ -70,7 +70,7 @@ TEST_CASE("Answers are counted by token and whole") {
   const Sequence second{tokens_guessed_where(model, second_right), {0, 5}, second_answers};
   const Given source({{{1, 2}, {0, 2}, {0, 1}}, first, second});
 
-  const HeldOut found = evaluate(model, source, 1, 2, {}, false, 3);
+  const EvalResult found = evaluate(model, source, 1, 2, {}, false, 3);
   CHECK(found.sequences == 2);
   CHECK(found.labels == 12 + 4);
   CHECK(found.answer_tokens == 6 + 3);
@@ -80,7 +80,7 @@ TEST_CASE("Answers are counted by token and whole") {
   const std::vector<uint8_t> all(13, 1);
   CHECK(found.loss_nats == Approx((loss_of(model, first, all) + loss_of(model, second, all)) / 16).epsilon(1e-5));
 
-  const HeldOut answers = evaluate(model, source, 1, 2, {}, true, 100);
+  const EvalResult answers = evaluate(model, source, 1, 2, {}, true, 100);
   CHECK(answers.labels == 9);
   CHECK(answers.answer_accuracy == found.answer_accuracy);
   CHECK(answers.answer_exact == found.answer_exact);
@@ -91,7 +91,7 @@ TEST_CASE("Answers are counted by token and whole") {
 TEST_CASE("A source without answers has a loss, by document") {
   const Llama model = tiny_llama(at::kFloat);
   const Sequence sequence{{1, 2, 3, 4, 5, 6, 7}, {0, 3, 4, 7}, {}};
-  const HeldOut found = evaluate(model, Given({sequence}), 0, 1, {}, false, 2);
+  const EvalResult found = evaluate(model, Given({sequence}), 0, 1, {}, false, 2);
   CHECK(found.labels == 4);
   CHECK(found.answers == 0);
   CHECK(found.answer_tokens == 0);

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT
-#include "trainer/evaluation.h"
+#include "eval/held_out.h"
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/nonzero.h>
 
-#include "trainer/batch.h"
+#include "model/batch.h"
 
 namespace prulong {
 namespace {
 
 /// Counts answers (runs of answer tokens) and how many are right throughout.
-void count_answers(const at::Tensor& is_answer, const at::Tensor& right_rows, HeldOut& result, int64_t& right_tokens,
+void count_answers(const at::Tensor& is_answer, const at::Tensor& right_rows, EvalResult& result, int64_t& right_tokens,
                    int64_t& right_answers) {
   const auto flags = is_answer.cpu(), right = right_rows.cpu();
   const bool* const flag = flags.const_data_ptr<bool>();
@@ -36,10 +36,10 @@ void count_answers(const at::Tensor& is_answer, const at::Tensor& right_rows, He
 
 }  // namespace
 
-HeldOut evaluate(const Llama& model, const Source& source, int64_t first, int64_t count, const HeadRoles& roles,
-                 bool answers_only, int64_t loss_chunk) {
+EvalResult evaluate(const Llama& model, const Source& source, int64_t first, int64_t count, const HeadRoles& roles,
+                    bool answers_only, int64_t loss_chunk) {
   const at::NoGradGuard no_grad;
-  HeldOut result;
+  EvalResult result;
   double loss = 0;
   int64_t right_tokens = 0, right_answers = 0;
   for (int64_t n = first; n < first + count; ++n) {

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
-#include "trainer/open_model.h"
+#include "model/open_model.h"
 
 #include <ATen/Context.h>
+#include <ATen/Parallel.h>
+#include <ATen/cuda/CUDAContextLight.h>
 
+#include "common/cpu.h"
 #include "common/error.h"
-#include "model/cpu_features.h"
 
 namespace prulong {
 namespace {
@@ -34,6 +36,12 @@ at::ScalarType planned_dtype(const ModelOptions& options) {
 }
 
 std::string dtype_name(at::ScalarType dtype) { return dtype == at::kFloat ? "float32" : "bfloat16"; }
+
+std::map<std::string, std::string> machine(at::Device device) {
+  std::map<std::string, std::string> facts = {{"cpu", cpu_name()}, {"threads", std::to_string(at::get_num_threads())}};
+  if (device.is_cuda()) facts["gpu"] = at::cuda::getDeviceProperties(device.index())->name;
+  return facts;
+}
 
 std::optional<std::string> dtype_note(const ModelOptions& options, const Llama& model) {
   if (options.dtype != ModelDtype::kAuto || !model.device().is_cpu() || model.dtype() != at::kFloat)

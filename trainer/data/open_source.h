@@ -4,7 +4,7 @@
 #include <memory>
 #include <vector>
 
-#include "trainer/config.h"
+#include "trainer/data/options.h"
 #include "trainer/data/source.h"
 
 namespace prulong {
