@@ -3,7 +3,7 @@
 
 #include "csrc/host_device.h"
 
-/// Which tiles of the score matrix a kernel visits, and which of them need a mask. Plain integer arithmetic for host
+/// Which tiles of the score matrix a backend visits, and which of them need a mask. Plain integer arithmetic for host
 /// and device, so that tests hold it against brute-force masks.
 ///
 /// Positions count within one document and are those of its keys: with q_length queries and k_length keys, query row r
@@ -17,7 +17,16 @@ constexpr int kKeyBlock = 128;
 /// or the others. Local and complement together are global, and disjoint.
 enum class Branch { kGlobal, kLocal, kComplement };
 
-/// sink >= 0, window >= 1, both below 2^30.
+/// What a head computes: the global branch, the local one, or both, mixed by a gate strictly between 0 and 1.
+enum class HeadKind { kGlobal, kLocal, kFractional };
+
+/// Of a head with gate z. Whatever is neither 0 nor 1 counts as fractional.
+template <class Real>
+PRULONG_HOST_DEVICE HeadKind head_kind(Real z) {
+  return z == 0 ? HeadKind::kLocal : z == 1 ? HeadKind::kGlobal : HeadKind::kFractional;
+}
+
+/// sink >= 0, window >= 1. No function here overflows, but query_positions() wants positions plus a window below 2^31.
 struct Locality {
   int sink, window;
 };
@@ -88,6 +97,17 @@ PRULONG_HOST_DEVICE bool needs_mask(Branch branch, Locality locality, Range posi
   }
   const int outside_sink = detail::greater(keys.begin, locality.sink);
   return last_key > positions.begin || (last_key >= locality.sink && last - outside_sink >= locality.window);
+}
+
+/// Is any pair of the tile positions x keys (both not empty) visible?
+PRULONG_HOST_DEVICE bool any_visible(Branch branch, Locality locality, Range positions, Range keys) {
+  const int last = positions.end - 1, last_key = keys.end - 1;
+  if (branch == Branch::kComplement) {
+    const int first_key = detail::greater(keys.begin, locality.sink);
+    return first_key <= last_key && last - first_key >= locality.window;
+  }
+  if (keys.begin > last) return false;
+  return branch == Branch::kGlobal || keys.begin < locality.sink || positions.begin - last_key < locality.window;
 }
 
 /// Query positions below k_length that see any key of the block `keys` (not empty), as one range that may hold

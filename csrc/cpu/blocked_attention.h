@@ -6,24 +6,13 @@
 #include <cstdint>
 #include <vector>
 
-#include "csrc/cpu/tile_plan.h"
+#include "csrc/attention_spec.h"
 #include "csrc/ops/checks.h"
-#include "csrc/sdpa/attention_parts.h"
 
 namespace prulong {
 
-/// What a head computes. kFractional: both branches, mixed by a gate strictly between 0 and 1.
-enum class HeadKind { kLocal, kGlobal, kFractional };
-
-/// What all heads of a call share.
-struct AttentionSpec {
-  std::vector<Document> documents;
-  Locality locality;
-  double scale;
-};
-
 /// The documents between host bounds; k_bounds has as many entries as q_bounds.
-std::vector<Document> make_documents(const Bounds& q_bounds, const Bounds& k_bounds);
+std::vector<DocumentRows> make_documents(const Bounds& q_bounds, const Bounds& k_bounds);
 
 /// H KV heads of one kind, with g query heads each. All tensors on one device; "compute type" is compute_type(q's
 /// dtype).
@@ -57,7 +46,7 @@ struct BackwardJob {
 };
 
 /// Gradients with five matrix products per tile also for fractional heads: on local keys the mixed probability is
-/// exp(s - lam_l), elsewhere exp(s - lam_c), with one pair (lam, D) per row and region.
+/// exp(s - lam_l), elsewhere exp(s - lam_c), with one pair (lam, D) per row and branch.
 void blocked_backward(const AttentionSpec& spec, const std::vector<BackwardJob>& jobs);
 
 }  // namespace prulong

@@ -16,7 +16,7 @@ namespace {
 
 class BackwardTile {
  public:
-  BackwardTile(Workspace& workspace, MaskCache& masks, const BackwardJob& job, const Tile& tile)
+  BackwardTile(Workspace& workspace, MaskCache& masks, const BackwardJob& job, const QueryTile& tile)
       : workspace_(workspace),
         masks_(masks),
         job_(job),
@@ -25,7 +25,7 @@ class BackwardTile {
         group_(job.q.size(2)),
         dim_(job.q.size(3)) {}
 
-  void run(const AttentionSpec& spec, int64_t max_keys) {
+  void run(const AttentionSpec& spec, int max_keys) {
     dout_ = read_rows(job_.dout, Workspace::kOutputGradients);
     // row = <dout, out>: what every softmax gradient subtracts.
     const at::Tensor row = read_rows(job_.out, Workspace::kExtra).mul_(dout_).sum(-1, true);
@@ -38,16 +38,15 @@ class BackwardTile {
 
     queries_ = read_rows(job_.q, Workspace::kQueries).mul_(spec.scale);
     if (job_.dq.defined()) dq_ = workspace_.take(Workspace::kOutputs, queries_.sizes()).zero_();
-    const auto add_region = [&](Region region, const at::Tensor& lam, const at::Tensor& mean) {
-      for (const KeyBlock& block :
-           plan_key_blocks(region, spec.locality, tile_.position, tile_.position + tile_.rows, max_keys)) {
-        add(region, block, lam, mean);
+    const auto add_branch = [&](Branch branch, const at::Tensor& lam, const at::Tensor& mean) {
+      for (const KeyBlock& block : plan_key_blocks(branch, spec.locality, tile_.positions(), max_keys)) {
+        add(branch, block, lam, mean);
       }
     };
     if (job_.kind == HeadKind::kGlobal) {
-      add_region(Region::kGlobal, read_lse(job_.lse_global), row);
+      add_branch(Branch::kGlobal, read_lse(job_.lse_global), row);
     } else if (job_.kind == HeadKind::kLocal) {
-      add_region(Region::kLocal, read_lse(job_.lse_local), row);
+      add_branch(Branch::kLocal, read_lse(job_.lse_local), row);
     } else {
       // On local keys z P_global + (1 - z) P_local = exp(s - lam_l); its gradient subtracts the mean of the two
       // branches' row terms, weighted by their shares of that sum. Elsewhere only z P_global = exp(s - lam_c) remains.
@@ -57,61 +56,61 @@ class BackwardTile {
       const at::Tensor lam_only_l = read_lse(job_.lse_local).sub_(job_.gate.neg().log1p());
       const at::Tensor lam_l = at::logaddexp(-lam_c, -lam_only_l).neg_();
       const at::Tensor weight = at::exp(lam_l - lam_c);
-      add_region(Region::kLocal, lam_l, mean_local + weight * (mean_global - mean_local));
-      add_region(Region::kComplement, lam_c, mean_global);
+      add_branch(Branch::kLocal, lam_l, mean_local + weight * (mean_global - mean_local));
+      add_branch(Branch::kComplement, lam_c, mean_global);
     }
     if (job_.dq.defined()) {
-      job_.dq.narrow(0, tile_.q_begin, tile_.rows)
-          .copy_(dq_.mul_(spec.scale).view({heads_, tile_.rows, group_, dim_}).permute({1, 0, 2, 3}));
+      job_.dq.narrow(0, tile_.q_begin(), tile_.rows.size())
+          .copy_(dq_.mul_(spec.scale).view({heads_, tile_.rows.size(), group_, dim_}).permute({1, 0, 2, 3}));
     }
   }
 
  private:
   // P = exp(s - lam), dS = P (dP - mean); lam and mean are [H, rows * g, 1], contiguous.
-  void add(Region region, const KeyBlock& block, const at::Tensor& lam, const at::Tensor& mean) {
+  void add(Branch branch, const KeyBlock& block, const at::Tensor& lam, const at::Tensor& mean) {
     const int64_t keys = count_keys(block);
     const at::Tensor p = workspace_.take(Workspace::kScores, {heads_, queries_.size(1), keys});
-    multiply_by_keys(p, queries_, job_.k, block, tile_.k_begin);
+    multiply_by_keys(p, queries_, job_.k, block, tile_.document.k_begin);
     const bool one_pass = p.is_cpu() && p.scalar_type() == at::kFloat;
     if (one_pass) {
       exp_rows(p.mutable_data_ptr<float>(), p.size(0) * p.size(1), keys, lam.const_data_ptr<float>());
     } else {
       p.sub_(lam).exp_();
     }
-    masks_.fill_hidden(p, region, block, tile_.position, tile_.rows, 0.0);
-    if (job_.dv.defined()) add_to_keys(job_.dv, p, dout_, block, tile_.k_begin);
+    masks_.fill_hidden(p, branch, block, tile_.positions(), 0.0);
+    if (job_.dv.defined()) add_to_keys(job_.dv, p, dout_, block, tile_.document.k_begin);
     if (!dq_.defined() && !job_.dk.defined()) return;
     const at::Tensor dp = workspace_.take(Workspace::kScoreGradients, p.sizes());
-    multiply_by_keys(dp, dout_, job_.v, block, tile_.k_begin);
+    multiply_by_keys(dp, dout_, job_.v, block, tile_.document.k_begin);
     if (one_pass) {
       score_gradient_rows(p.mutable_data_ptr<float>(), dp.const_data_ptr<float>(), p.size(0) * p.size(1), keys,
                           mean.const_data_ptr<float>());
     } else {
       p.mul_(dp.sub_(mean));
     }
-    if (dq_.defined()) multiply_over_keys(dq_, p, job_.k, block, tile_.k_begin, true);
-    if (job_.dk.defined()) add_to_keys(job_.dk, p, queries_, block, tile_.k_begin);
+    if (dq_.defined()) multiply_over_keys(dq_, p, job_.k, block, tile_.document.k_begin, true);
+    if (job_.dk.defined()) add_to_keys(job_.dk, p, queries_, block, tile_.document.k_begin);
   }
 
   // The tile's rows of [T, H, g, D] as [H, rows * g, D] in the compute type.
   at::Tensor read_rows(const at::Tensor& source, Workspace::Slot slot) {
-    at::Tensor rows = workspace_.take(slot, {heads_, tile_.rows, group_, dim_});
-    rows.copy_(source.narrow(0, tile_.q_begin, tile_.rows).permute({1, 0, 2, 3}));
-    return rows.view({heads_, tile_.rows * group_, dim_});
+    at::Tensor rows = workspace_.take(slot, {heads_, tile_.rows.size(), group_, dim_});
+    rows.copy_(source.narrow(0, tile_.q_begin(), tile_.rows.size()).permute({1, 0, 2, 3}));
+    return rows.view({heads_, tile_.rows.size() * group_, dim_});
   }
 
   // The tile's rows of [H, g, T] as [H, rows * g, 1], a copy.
   at::Tensor read_lse(const at::Tensor& lse) const {
-    return lse.narrow(2, tile_.q_begin, tile_.rows)
+    return lse.narrow(2, tile_.q_begin(), tile_.rows.size())
         .transpose(1, 2)
         .clone(at::MemoryFormat::Contiguous)
-        .view({heads_, tile_.rows * group_, 1});
+        .view({heads_, tile_.rows.size() * group_, 1});
   }
 
   Workspace& workspace_;
   MaskCache& masks_;
   const BackwardJob& job_;
-  const Tile& tile_;
+  const QueryTile& tile_;
   int64_t heads_, group_, dim_;
   at::Tensor dout_, queries_, dq_;
 };
@@ -122,8 +121,8 @@ void blocked_backward(const AttentionSpec& spec, const std::vector<BackwardJob>&
   if (jobs.empty()) return;
   const at::Device device = jobs.front().q.device();
   const c10::OptionalDeviceGuard guard(device);
-  const Schedule schedule = make_schedule(spec, jobs);
-  const auto& shares = schedule.shares;
+  const WorkPlan plan = plan_work(spec, jobs);
+  const auto& shares = plan.shares;
 
   std::vector<std::vector<BackwardJob>> parts(shares.size());
   for (size_t w = 0; w < shares.size(); ++w) {
@@ -138,13 +137,13 @@ void blocked_backward(const AttentionSpec& spec, const std::vector<BackwardJob>&
       parts[w].push_back(part);
     }
   }
-  run_workers(schedule, [&](size_t w) {
+  run_workers(plan, [&](size_t w) {
     Workspace workspace(jobs.front().k.options());
     MaskCache masks(spec.locality, device);
     for (size_t s = 0; s < shares[w].size(); ++s) {
       const Segment& segment = shares[w][s];
       const BackwardJob& part = parts[w][s];
-      const JobTiles& job = schedule.jobs[segment.job];
+      const JobTiles& job = plan.jobs[segment.job];
       for (size_t t = segment.begin; t < segment.end; ++t) {
         BackwardTile(workspace, masks, part, job.tiles[t]).run(spec, job.max_keys);
       }

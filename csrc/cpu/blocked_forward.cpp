@@ -18,26 +18,26 @@ namespace {
 // A softmax over keys that arrive in blocks: output sum, row maximum and row sum so far.
 class RunningSoftmax {
  public:
-  RunningSoftmax(Workspace& workspace, MaskCache& masks, const ForwardJob& job, const Tile& tile, double scale)
+  RunningSoftmax(Workspace& workspace, MaskCache& masks, const ForwardJob& job, const QueryTile& tile, double scale)
       : workspace_(workspace), masks_(masks), job_(job), tile_(tile) {
     const int64_t heads = job.q.size(1), group = job.q.size(2), dim = job.q.size(3);
-    queries_ = workspace.take(Workspace::kQueries, {heads, tile.rows, group, dim});
-    queries_.copy_(job.q.narrow(0, tile.q_begin, tile.rows).permute({1, 0, 2, 3})).mul_(scale);
-    queries_ = queries_.view({heads, tile.rows * group, dim});
+    queries_ = workspace.take(Workspace::kQueries, {heads, tile.rows.size(), group, dim});
+    queries_.copy_(job.q.narrow(0, tile.q_begin(), tile.rows.size()).permute({1, 0, 2, 3})).mul_(scale);
+    queries_ = queries_.view({heads, tile.rows.size() * group, dim});
     output_ = workspace.take(Workspace::kOutputs, queries_.sizes());
   }
 
-  void add(Region region, const KeyBlock& block) {
+  void add(Branch branch, const KeyBlock& block) {
     const at::Tensor scores =
         workspace_.take(Workspace::kScores, {queries_.size(0), queries_.size(1), count_keys(block)});
-    multiply_by_keys(scores, queries_, job_.k, block, tile_.k_begin);
-    masks_.fill_hidden(scores, region, block, tile_.position, tile_.rows, -std::numeric_limits<double>::infinity());
+    multiply_by_keys(scores, queries_, job_.k, block, tile_.document.k_begin);
+    masks_.fill_hidden(scores, branch, block, tile_.positions(), -std::numeric_limits<double>::infinity());
     if (scores.is_cpu() && scores.scalar_type() == at::kFloat) {
       add_in_one_pass(scores);
     } else {
       add_generic(scores);
     }
-    multiply_over_keys(output_, scores, job_.v, block, tile_.k_begin, started_);
+    multiply_over_keys(output_, scores, job_.v, block, tile_.document.k_begin, started_);
     started_ = true;
   }
 
@@ -50,8 +50,8 @@ class RunningSoftmax {
   // Writes the logarithm of the row sums over the keys so far.
   void write_lse(const at::Tensor& lse) const {
     const int64_t heads = job_.q.size(1), group = job_.q.size(2);
-    lse.narrow(2, tile_.q_begin, tile_.rows)
-        .copy_(sum_.log().add_(maximum_).view({heads, tile_.rows, group}).transpose(1, 2));
+    lse.narrow(2, tile_.q_begin(), tile_.rows.size())
+        .copy_(sum_.log().add_(maximum_).view({heads, tile_.rows.size(), group}).transpose(1, 2));
   }
 
  private:
@@ -85,38 +85,38 @@ class RunningSoftmax {
   Workspace& workspace_;
   MaskCache& masks_;
   const ForwardJob& job_;
-  const Tile& tile_;
+  const QueryTile& tile_;
   at::Tensor queries_, output_, maximum_, sum_, shrink_;
   bool started_ = false;
 };
 
 // values [H, rows * g, D] to the tile's rows of target [T, H, g, D].
-void write_rows(const at::Tensor& target, const Tile& tile, const at::Tensor& values) {
+void write_rows(const at::Tensor& target, const QueryTile& tile, const at::Tensor& values) {
   const int64_t heads = target.size(1), group = target.size(2), dim = target.size(3);
-  target.narrow(0, tile.q_begin, tile.rows).copy_(values.view({heads, tile.rows, group, dim}).permute({1, 0, 2, 3}));
+  target.narrow(0, tile.q_begin(), tile.rows.size())
+      .copy_(values.view({heads, tile.rows.size(), group, dim}).permute({1, 0, 2, 3}));
 }
 
-void forward_tile(const AttentionSpec& spec, const ForwardJob& job, const Tile& tile, int64_t max_keys,
+void forward_tile(const AttentionSpec& spec, const ForwardJob& job, const QueryTile& tile, int max_keys,
                   Workspace& workspace, MaskCache& masks) {
   RunningSoftmax softmax(workspace, masks, job, tile, spec.scale);
-  const auto add_region = [&](Region region) {
-    for (const KeyBlock& block :
-         plan_key_blocks(region, spec.locality, tile.position, tile.position + tile.rows, max_keys)) {
-      softmax.add(region, block);
+  const auto add_branch = [&](Branch branch) {
+    for (const KeyBlock& block : plan_key_blocks(branch, spec.locality, tile.positions(), max_keys)) {
+      softmax.add(branch, block);
     }
   };
   if (job.kind != HeadKind::kFractional) {
     const bool global = job.kind == HeadKind::kGlobal;
-    add_region(global ? Region::kGlobal : Region::kLocal);
+    add_branch(global ? Branch::kGlobal : Branch::kLocal);
     softmax.write_lse(global ? job.lse_global : job.lse_local);
     write_rows(job.out, tile, softmax.output(Workspace::kExtra));
     return;
   }
   // The local softmax on its way to the global one: its maximum is its own, so nothing underflows.
-  add_region(Region::kLocal);
+  add_branch(Branch::kLocal);
   softmax.write_lse(job.lse_local);
   const at::Tensor local = softmax.output(Workspace::kExtra);
-  add_region(Region::kComplement);
+  add_branch(Branch::kComplement);
   softmax.write_lse(job.lse_global);
   at::Tensor delta = softmax.output(Workspace::kOutputGradients).sub_(local);
   write_rows(job.delta, tile, delta);
@@ -125,10 +125,14 @@ void forward_tile(const AttentionSpec& spec, const ForwardJob& job, const Tile& 
 
 }  // namespace
 
-std::vector<Document> make_documents(const Bounds& q_bounds, const Bounds& k_bounds) {
-  std::vector<Document> documents;
+std::vector<DocumentRows> make_documents(const Bounds& q_bounds, const Bounds& k_bounds) {
+  std::vector<DocumentRows> documents;
   for (size_t d = 0; d + 1 < q_bounds.size(); ++d) {
-    documents.push_back({q_bounds[d], q_bounds[d + 1] - q_bounds[d], k_bounds[d], k_bounds[d + 1] - k_bounds[d]});
+    documents.push_back({.q_begin = q_bounds[d],
+                         .q_length = q_bounds[d + 1] - q_bounds[d],
+                         .k_begin = k_bounds[d],
+                         .k_length = k_bounds[d + 1] - k_bounds[d],
+                         .index = static_cast<int>(d)});
   }
   return documents;
 }
@@ -137,12 +141,12 @@ void blocked_forward(const AttentionSpec& spec, const std::vector<ForwardJob>& j
   if (jobs.empty()) return;
   const at::Device device = jobs.front().q.device();
   const c10::OptionalDeviceGuard guard(device);
-  const Schedule schedule = make_schedule(spec, jobs);
-  run_workers(schedule, [&](size_t worker) {
+  const WorkPlan plan = plan_work(spec, jobs);
+  run_workers(plan, [&](size_t worker) {
     Workspace workspace(jobs.front().k.options());
     MaskCache masks(spec.locality, device);
-    for (const Segment& segment : schedule.shares[worker]) {
-      const JobTiles& job = schedule.jobs[segment.job];
+    for (const Segment& segment : plan.shares[worker]) {
+      const JobTiles& job = plan.jobs[segment.job];
       for (size_t t = segment.begin; t < segment.end; ++t) {
         forward_tile(spec, jobs[segment.job], job.tiles[t], job.max_keys, workspace, masks);
       }

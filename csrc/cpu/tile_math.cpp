@@ -36,23 +36,23 @@ at::Tensor Workspace::take(Slot slot, at::IntArrayRef sizes) {
   return buffer.narrow(0, 0, numel).view(sizes);
 }
 
-const at::Tensor& MaskCache::find(Region region, const KeyRun& run, int64_t position, int64_t rows) {
-  // Key column c and query row r stand for run.begin + c and position + r, so only the difference matters (and, for the
-  // sink, which side of it the run is on).
+const at::Tensor& MaskCache::find(Branch branch, const KeyRun& run, Range positions) {
+  // Key column c and query row r stand for run.begin + c and positions.begin + r, so only the difference matters (and,
+  // for the sink, which side of it the run is on).
   const bool in_sink = run.end <= locality_.sink;
-  const std::array<int64_t, 5> key = {static_cast<int64_t>(region), run.begin - position, run.end - run.begin, rows,
-                                      in_sink};
+  const std::array<int64_t, 5> key = {static_cast<int64_t>(branch), run.begin - positions.begin, run.size(),
+                                      positions.size(), in_sink};
   for (const Entry& entry : entries_) {
     if (entry.key == key) return entry.mask;
   }
-  const at::Tensor all = at::ones({rows, run.end - run.begin}, at::TensorOptions().dtype(at::kBool).device(device_));
-  const int64_t shift = position - run.begin;  // of the diagonal
+  const at::Tensor all = at::ones({positions.size(), run.size()}, at::TensorOptions().dtype(at::kBool).device(device_));
+  const int64_t shift = positions.begin - run.begin;  // of the diagonal
   at::Tensor mask;
-  if (region == Region::kComplement) {
+  if (branch == Branch::kComplement) {
     mask = all.triu(shift - locality_.window + 1);
   } else {
     mask = all.triu(shift + 1);
-    if (region == Region::kLocal && !in_sink) mask.logical_or_(all.tril(shift - locality_.window));
+    if (branch == Branch::kLocal && !in_sink) mask.logical_or_(all.tril(shift - locality_.window));
   }
   constexpr size_t kKept = 8;
   if (entries_.size() == kKept) entries_.erase(entries_.begin());
@@ -60,24 +60,23 @@ const at::Tensor& MaskCache::find(Region region, const KeyRun& run, int64_t posi
   return entries_.back().mask;
 }
 
-void MaskCache::fill_hidden(at::Tensor scores, Region region, const KeyBlock& block, int64_t position, int64_t rows,
-                            double value) {
+void MaskCache::fill_hidden(at::Tensor scores, Branch branch, const KeyBlock& block, Range positions, double value) {
+  const int64_t rows = positions.size();
   int64_t column = 0;
   // for_each_stretch lays a stretch out in key order, so its runs, listed from right to left, fill it from its end.
   for (size_t i = 0; i < block.size();) {
     size_t last = i;
-    int64_t width = block[i].end - block[i].begin;
+    int64_t width = block[i].size();
     while (last + 1 < block.size() && block[last + 1].end == block[last].begin) {
       ++last;
-      width += block[last].end - block[last].begin;
+      width += block[last].size();
     }
     const int64_t begin = block[last].begin;
     for (; i <= last; ++i) {
       if (!block[i].masked) continue;
-      const int64_t keys = block[i].end - block[i].begin;
-      const at::Tensor part = scores.narrow(2, column + block[i].begin - begin, keys);
+      const at::Tensor part = scores.narrow(2, column + block[i].begin - begin, block[i].size());
       const int64_t group = scores.size(1) / rows;
-      part.unflatten(1, {rows, group}).masked_fill_(find(region, block[i], position, rows), value);
+      part.unflatten(1, {rows, group}).masked_fill_(find(branch, block[i], positions), value);
     }
     column += width;
   }
@@ -129,7 +128,7 @@ void add_to_keys(const at::Tensor& out, const at::Tensor& scores, const at::Tens
 
 int64_t count_keys(const KeyBlock& block) {
   int64_t count = 0;
-  for (const KeyRun& run : block) count += run.end - run.begin;
+  for (const KeyRun& run : block) count += run.size();
   return count;
 }
 

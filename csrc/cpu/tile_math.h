@@ -30,19 +30,18 @@ class Workspace {
 /// Which scores of a masked key run are hidden; most tiles need the same few masks, which are kept.
 class MaskCache {
  public:
-  MaskCache(const Locality& locality, at::Device device) : locality_(locality), device_(device) {}
+  MaskCache(Locality locality, at::Device device) : locality_(locality), device_(device) {}
 
   /// Sets scores [H, rows * g, keys of the block] to `value` where the key is hidden from the query. Row r * g + i is
-  /// the query at position + r.
-  void fill_hidden(at::Tensor scores, Region region, const KeyBlock& block, int64_t position, int64_t rows,
-                   double value);
+  /// the query at positions.begin + r.
+  void fill_hidden(at::Tensor scores, Branch branch, const KeyBlock& block, Range positions, double value);
 
  private:
   struct Entry {
     std::array<int64_t, 5> key;
     at::Tensor mask;
   };
-  const at::Tensor& find(Region region, const KeyRun& run, int64_t position, int64_t rows);
+  const at::Tensor& find(Branch branch, const KeyRun& run, Range positions);
 
   Locality locality_;
   at::Device device_;

@@ -5,53 +5,29 @@
 #include <array>
 
 namespace prulong {
-namespace {
 
-enum class Cover { kNone, kSome, kAll };
-
-// The caller's ranges end at every place where the answer can change.
-Cover classify(Region region, const Locality& locality, int64_t begin, int64_t end, const KeyRun& keys) {
-  const bool causal = keys.end - 1 <= begin;
-  const bool all_local = keys.end <= locality.sink || keys.begin >= end - locality.window;
-  const bool none_local = keys.begin >= locality.sink && keys.end - 1 <= begin - locality.window;
-  switch (region) {
-    case Region::kGlobal:
-      return causal ? Cover::kAll : Cover::kSome;
-    case Region::kLocal:
-      if (none_local) return Cover::kNone;
-      return all_local && causal ? Cover::kAll : Cover::kSome;
-    case Region::kComplement:
-      if (all_local) return Cover::kNone;
-      return none_local ? Cover::kAll : Cover::kSome;
-  }
-  return Cover::kSome;
-}
-
-}  // namespace
-
-std::vector<KeyBlock> plan_key_blocks(Region region, const Locality& locality, int64_t begin, int64_t end,
-                                      int64_t max_keys) {
-  std::array<int64_t, 6> cuts = {0, locality.sink, begin - locality.window + 1, end - locality.window, begin + 1, end};
-  for (int64_t& cut : cuts) cut = std::clamp<int64_t>(cut, 0, end);
+std::vector<KeyBlock> plan_key_blocks(Branch branch, Locality locality, Range positions, int max_keys) {
+  const auto [begin, end] = positions;
+  // Every place where what the tile sees can change.
+  std::array<int, 6> cuts = {0, locality.sink, begin - locality.window + 1, end - locality.window, begin + 1, end};
+  for (int& cut : cuts) cut = std::clamp(cut, 0, end);
   std::sort(cuts.begin(), cuts.end());
 
   std::vector<KeyBlock> blocks;
-  int64_t room = 0;
+  int room = 0;
   for (size_t i = cuts.size() - 1; i > 0; --i) {
-    KeyRun keys{cuts[i - 1], cuts[i], false};
-    if (keys.begin == keys.end) continue;
-    const Cover cover = classify(region, locality, begin, end, keys);
-    if (cover == Cover::kNone) continue;
-    keys.masked = cover == Cover::kSome;
-    while (keys.begin < keys.end) {
+    Range keys = {cuts[i - 1], cuts[i]};
+    if (keys.size() == 0 || !any_visible(branch, locality, positions, keys)) continue;
+    const bool masked = needs_mask(branch, locality, positions, keys);
+    while (keys.size() > 0) {
       if (room == 0) {
         blocks.emplace_back();
         room = max_keys;
       }
-      const int64_t part_begin = std::max(keys.begin, keys.end - room);
-      blocks.back().push_back({part_begin, keys.end, keys.masked});
-      room -= keys.end - part_begin;
-      keys.end = part_begin;
+      const Range part = {std::max(keys.begin, keys.end - room), keys.end};
+      blocks.back().push_back({part, masked});
+      room -= part.size();
+      keys.end = part.begin;
     }
   }
   return blocks;
@@ -60,7 +36,7 @@ std::vector<KeyBlock> plan_key_blocks(Region region, const Locality& locality, i
 int64_t count_keys(const std::vector<KeyBlock>& blocks) {
   int64_t count = 0;
   for (const KeyBlock& block : blocks) {
-    for (const KeyRun& run : block) count += run.end - run.begin;
+    for (const KeyRun& run : block) count += run.size();
   }
   return count;
 }

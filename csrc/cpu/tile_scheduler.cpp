@@ -6,21 +6,25 @@
 
 #include <algorithm>
 
+#include "csrc/cpu/tile_plan.h"
+
 namespace prulong {
 namespace {
 
 struct TileShape {
-  int64_t rows;
-  int64_t keys;
+  int rows, keys;
 };
 
 TileShape choose_tile_shape(const JobSize& job, bool cuda, bool backward) {
   const int64_t heads = job.heads, group = job.group;
+  const auto shape = [](int64_t rows, int64_t keys) {
+    return TileShape{static_cast<int>(rows), static_cast<int>(std::max(rows, keys))};
+  };
   if (cuda) {
     // Few launches: scores of all heads of a job together, up to 64 Mi elements.
     constexpr int64_t kScores = int64_t{1} << 26;
     const int64_t rows = std::clamp<int64_t>(kScores / (heads * group * 4096), 16, 512);
-    return {rows, std::max<int64_t>(rows, kScores / (heads * group * rows))};
+    return shape(rows, kScores / (heads * group * rows));
   }
   // Per core: 96 Ki scores (384 KiB) fit in second-level caches of 512 KiB and more; backward holds two such buffers.
   constexpr int64_t kQueryRows = 192;
@@ -28,16 +32,15 @@ TileShape choose_tile_shape(const JobSize& job, bool cuda, bool backward) {
   const int64_t scores = (backward ? 72 : 96) * 1024;
   const int64_t rows = std::clamp<int64_t>((kQueryRows / group + 7) / 8 * 8, 16,
                                            job.kind == HeadKind::kLocal ? kLocalTokens : kQueryRows);
-  return {rows, std::max<int64_t>(rows, scores / (rows * group) / 16 * 16)};
+  return shape(rows, scores / (rows * group) / 16 * 16);
 }
 
-std::vector<Tile> make_tiles(const AttentionSpec& spec, int64_t rows) {
-  std::vector<Tile> tiles;
-  for (const Document& document : spec.documents) {
-    const int64_t offset = document.k_length - document.q_length;
-    for (int64_t row = 0; row < document.q_length; row += rows) {
-      tiles.push_back(
-          {document.q_begin + row, std::min(rows, document.q_length - row), offset + row, document.k_begin});
+std::vector<QueryTile> make_tiles(const AttentionSpec& spec, int rows) {
+  std::vector<QueryTile> tiles;
+  for (const DocumentRows& document : spec.documents) {
+    for (Range tile = {0, 0}; tile.end < document.q_length;) {
+      tile = {tile.end, tile.end + std::min(rows, document.q_length - tile.end)};
+      tiles.push_back({document, tile});
     }
   }
   return tiles;
@@ -47,18 +50,18 @@ std::vector<std::vector<Segment>> share_out(const AttentionSpec& spec, const std
                                             const std::vector<JobTiles>& jobs, int workers) {
   // Rows x keys, plus what a tile costs however small it is (in the same unit: its operators' fixed cost).
   constexpr int64_t kTileCost = 4096;
-  const auto cost_of = [&spec](HeadKind kind, const Tile& tile) {
-    const int64_t end = tile.position + tile.rows;
-    int64_t keys = end;
+  const auto cost_of = [&spec](HeadKind kind, const QueryTile& tile) {
+    const Range positions = tile.positions();
+    int64_t keys = positions.end;
     if (kind == HeadKind::kLocal) {
-      keys = count_keys(plan_key_blocks(Region::kLocal, spec.locality, tile.position, end, end));
+      keys = count_keys(plan_key_blocks(Branch::kLocal, spec.locality, positions, positions.end));
     }
-    return kTileCost + tile.rows * keys;
+    return kTileCost + positions.size() * keys;
   };
   std::vector<std::vector<int64_t>> costs(jobs.size());
   int64_t total = 0;
   for (size_t job = 0; job < jobs.size(); ++job) {
-    for (const Tile& tile : jobs[job].tiles) {
+    for (const QueryTile& tile : jobs[job].tiles) {
       costs[job].push_back(cost_of(sizes[job].kind, tile));
       total += costs[job].back();
     }
@@ -82,19 +85,19 @@ std::vector<std::vector<Segment>> share_out(const AttentionSpec& spec, const std
 
 }  // namespace
 
-Schedule make_schedule(const AttentionSpec& spec, const std::vector<JobSize>& jobs, bool cuda, bool backward) {
-  Schedule schedule;
+WorkPlan plan_work(const AttentionSpec& spec, const std::vector<JobSize>& jobs, bool cuda, bool backward) {
+  WorkPlan plan;
   for (const JobSize& job : jobs) {
     const TileShape shape = choose_tile_shape(job, cuda, backward);
-    schedule.jobs.push_back({make_tiles(spec, shape.rows), shape.keys});
+    plan.jobs.push_back({make_tiles(spec, shape.rows), shape.keys});
   }
   const int workers = cuda || at::in_parallel_region() ? 1 : at::get_num_threads();
-  schedule.shares = share_out(spec, jobs, schedule.jobs, workers);
-  return schedule;
+  plan.shares = share_out(spec, jobs, plan.jobs, workers);
+  return plan;
 }
 
-void run_workers(const Schedule& schedule, const std::function<void(size_t)>& work) {
-  at::parallel_for(0, static_cast<int64_t>(schedule.shares.size()), 1, [&work](int64_t begin, int64_t end) {
+void run_workers(const WorkPlan& plan, const std::function<void(size_t)>& work) {
+  at::parallel_for(0, static_cast<int64_t>(plan.shares.size()), 1, [&work](int64_t begin, int64_t end) {
     // Threads of the pool do not inherit the caller's dispatch state.
     const at::AutoDispatchBelowADInplaceOrView guard;
     for (int64_t worker = begin; worker < end; ++worker) work(static_cast<size_t>(worker));

@@ -44,8 +44,8 @@ at::Tensor dense(const at::Tensor& t) {
   return t.is_contiguous() && aligned ? t : t.clone(at::MemoryFormat::Contiguous);
 }
 
-kernels::Batch make_batch(const at::Tensor& q, const at::Tensor& k, const Locality& locality,
-                          const at::Tensor& q_bounds, const at::Tensor& k_bounds) {
+kernels::Batch make_batch(const at::Tensor& q, const at::Tensor& k, Locality locality, const at::Tensor& q_bounds,
+                          const at::Tensor& k_bounds) {
   kernels::Batch batch = {};
   batch.documents = static_cast<int>(q_bounds.size(0)) - 1;
   batch.q_tokens = static_cast<int>(q.size(0));
@@ -53,8 +53,7 @@ kernels::Batch make_batch(const at::Tensor& q, const at::Tensor& k, const Locali
   batch.query_heads = static_cast<int>(q.size(1));
   batch.kv_heads = static_cast<int>(k.size(1));
   batch.head_dim = static_cast<int>(q.size(2));
-  const Locality within = bounded(locality, k.size(0));
-  batch.locality = {static_cast<int>(within.sink), static_cast<int>(within.window)};
+  batch.locality = locality;
   batch.q_bounds = q_bounds.const_data_ptr<int>();
   batch.k_bounds = k_bounds.const_data_ptr<int>();
   return batch;
@@ -120,7 +119,7 @@ bool supports(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cu_seq
 }
 
 GatedResults gated_forward(const at::Tensor& q_any, const at::Tensor& k_any, const at::Tensor& v_any,
-                           const at::Tensor& gate_any, const at::Tensor& cu_seqlens_any, const Locality& locality,
+                           const at::Tensor& gate_any, const at::Tensor& cu_seqlens_any, Locality locality,
                            double scale) {
   const c10::OptionalDeviceGuard guard(q_any.device());
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
@@ -149,7 +148,7 @@ GatedResults gated_forward(const at::Tensor& q_any, const at::Tensor& k_any, con
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_backward(
     const at::Tensor& dout_any, const at::Tensor& q_any, const at::Tensor& k_any, const at::Tensor& v_any,
-    const at::Tensor& gate_any, const GatedResults& results, const at::Tensor& cu_seqlens_any, const Locality& locality,
+    const at::Tensor& gate_any, const GatedResults& results, const at::Tensor& cu_seqlens_any, Locality locality,
     double scale) {
   const c10::OptionalDeviceGuard guard(q_any.device());
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
@@ -195,8 +194,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_backward(
 std::tuple<at::Tensor, at::Tensor> masked_forward(const at::Tensor& q_any, const at::Tensor& k_any,
                                                   const at::Tensor& v_any, const at::Tensor& is_global_any,
                                                   const at::Tensor& cu_seqlens_q_any,
-                                                  const at::Tensor& cu_seqlens_k_any, const Locality& locality,
-                                                  double scale) {
+                                                  const at::Tensor& cu_seqlens_k_any, Locality locality, double scale) {
   const c10::OptionalDeviceGuard guard(q_any.device());
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   const at::Tensor q = addressable(q_any), k = addressable(k_any), v = addressable(v_any);

@@ -6,7 +6,7 @@
 #include <array>
 #include <tuple>
 
-#include "csrc/cpu/tile_plan.h"
+#include "csrc/attention_spec.h"
 #include "csrc/ops/gated_attention.h"
 
 /// Attention by our own kernels for Hopper GPUs (csrc/hopper). Nothing here waits for the device, so what lies on it
@@ -24,7 +24,7 @@ bool supports(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cu_seq
 
 /// gated_attention's forward half. delta and the log-sum-exp of a branch that a head does not compute are unspecified.
 GatedResults gated_forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate,
-                           const at::Tensor& cu_seqlens, const Locality& locality, double scale);
+                           const at::Tensor& cu_seqlens, Locality locality, double scale);
 
 /// Should gated_backward compute these gradients (order q, k, v, gate)? Not the gate's alone, which need no attention.
 bool supports_backward(const std::array<bool, 4>& needs);
@@ -33,12 +33,11 @@ bool supports_backward(const std::array<bool, 4>& needs);
 /// torch.use_deterministic_algorithms.
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_backward(
     const at::Tensor& dout, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate,
-    const GatedResults& results, const at::Tensor& cu_seqlens, const Locality& locality, double scale);
+    const GatedResults& results, const at::Tensor& cu_seqlens, Locality locality, double scale);
 
 /// out [Tq, Hq, D] and log-sum-exp [Hq, Tq] float32.
 std::tuple<at::Tensor, at::Tensor> masked_forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                                   const at::Tensor& is_global, const at::Tensor& cu_seqlens_q,
-                                                  const at::Tensor& cu_seqlens_k, const Locality& locality,
-                                                  double scale);
+                                                  const at::Tensor& cu_seqlens_k, Locality locality, double scale);
 
 }  // namespace prulong::hopper

@@ -34,11 +34,8 @@ struct Batch {
   PRULONG_HOST_DEVICE int group() const { return query_heads / kv_heads; }
 };
 
-enum class GateKind { kLocal, kFractional, kGlobal };
-
-PRULONG_HOST_DEVICE GateKind gate_kind(const Batch& batch, int kv_head) {
-  const float z = batch.gate != nullptr ? batch.gate[kv_head] : batch.is_global[kv_head] ? 1.0f : 0.0f;
-  return z == 0 ? GateKind::kLocal : z == 1 ? GateKind::kGlobal : GateKind::kFractional;
+PRULONG_HOST_DEVICE HeadKind head_kind(const Batch& batch, int kv_head) {
+  return head_kind(batch.gate != nullptr ? batch.gate[kv_head] : batch.is_global[kv_head] ? 1.0f : 0.0f);
 }
 
 /// Some rows of a document: a query tile or a key block, or one of the pieces into which a query tile's key blocks are
@@ -120,7 +117,7 @@ PRULONG_HOST_DEVICE QueryItem query_item(const Schedule& schedule, int index) {
   item.kv_head = schedule.heads[is_long ? place.head : batch.kv_heads + place.head];
   item.query_head = item.kv_head * group + place.member;
   item.branch = !is_long                                                  ? Branch::kLocal
-                : gate_kind(batch, item.kv_head) == GateKind::kFractional ? Branch::kComplement
+                : head_kind(batch, item.kv_head) == HeadKind::kFractional ? Branch::kComplement
                                                                           : Branch::kGlobal;
   item.document = tile.document;
   item.rows = {tile.first, detail::lesser(tile.first + schedule.query_rows, tile.document.q_length)};
@@ -148,7 +145,7 @@ PRULONG_HOST_DEVICE KeyItem key_item(const Schedule& schedule, int index) {
   const Tile& tile = schedule.key_tiles[place.tile];
   KeyItem item;
   item.kv_head = schedule.heads[is_long ? place.head : batch.kv_heads + place.head];
-  item.fractional = gate_kind(batch, item.kv_head) == GateKind::kFractional;
+  item.fractional = head_kind(batch, item.kv_head) == HeadKind::kFractional;
   item.branch = is_long ? Branch::kGlobal : Branch::kLocal;
   item.document = tile.document;
   item.keys = {tile.first, detail::lesser(tile.first + kKeyBlock, tile.document.k_length)};

@@ -95,20 +95,20 @@ PRULONG_DEVICE void plan_heads(const Schedule& schedule, Crew& crew) {
   for (int h = crew.rank(); h < heads; h += crew.size()) {
     int local = 0, local_before = 0, global_before = 0;
     for (int other = 0; other < heads; ++other) {
-      const GateKind kind = gate_kind(batch, other);
-      local += kind == GateKind::kLocal;
-      local_before += kind == GateKind::kLocal && other < h;
-      global_before += kind == GateKind::kGlobal && other < h;
+      const HeadKind kind = head_kind(batch, other);
+      local += kind == HeadKind::kLocal;
+      local_before += kind == HeadKind::kLocal && other < h;
+      global_before += kind == HeadKind::kGlobal && other < h;
     }
-    const GateKind kind = gate_kind(batch, h);
+    const HeadKind kind = head_kind(batch, h);
     const int long_place = h - local_before, fractional_before = long_place - global_before;
-    if (kind != GateKind::kLocal) schedule.heads[long_place] = h;
-    if (kind == GateKind::kLocal) schedule.heads[heads + local_before] = h;
-    if (kind == GateKind::kFractional) schedule.heads[heads + local + fractional_before] = h;
+    if (kind != HeadKind::kLocal) schedule.heads[long_place] = h;
+    if (kind == HeadKind::kLocal) schedule.heads[heads + local_before] = h;
+    if (kind == HeadKind::kFractional) schedule.heads[heads + local + fractional_before] = h;
     if (h == heads - 1) {
       schedule.state->local_heads = local;
       schedule.state->long_heads = heads - local;
-      schedule.state->short_heads = heads - global_before - (kind == GateKind::kGlobal);
+      schedule.state->short_heads = heads - global_before - (kind == HeadKind::kGlobal);
     }
   }
 }

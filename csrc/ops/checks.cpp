@@ -84,7 +84,7 @@ Bounds read_bounds(const char* op, const char* name, const at::Tensor& cu_seqlen
   TORCH_CHECK(bounds.back() == tokens, op, ": ", name, " must end at the number of tokens, ", tokens, ", got ",
               bounds.back());
   for (size_t d = 0; d + 1 < bounds.size(); ++d) {
-    const int64_t length = bounds[d + 1] - bounds[d];
+    const int64_t length = int64_t{bounds[d + 1]} - bounds[d];
     TORCH_CHECK(length >= 0, op, ": ", name, " must not decrease, got ", bounds[d], " then ", bounds[d + 1],
                 " for document ", d);
     TORCH_CHECK(length <= max_seqlen, op, ": ", max_name, " must be at least the longest document's length, got ",

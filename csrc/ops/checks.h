@@ -10,7 +10,7 @@
 namespace prulong {
 
 /// What one packed sequence set looks like on the host: document d holds tokens [bounds[d], bounds[d + 1]).
-using Bounds = std::vector<int64_t>;
+using Bounds = std::vector<int>;
 
 /// Refuses q, k, v whose shape, dtype, device or strides the operators do not take. Reads no data, so it serves fake
 /// and symbolic tensors too. `same_tokens`: k and v must have as many tokens as q.

@@ -59,13 +59,13 @@ void check_results(const at::Tensor& dout, const at::Tensor& out, const at::Tens
 AttentionSpec make_spec(const char* op, const at::Tensor& q, const at::Tensor& cu_seqlens, int64_t max_seqlen,
                         int64_t sink, int64_t window, double scale) {
   const Bounds bounds = read_bounds(op, "cu_seqlens", cu_seqlens, q.size(0), "max_seqlen", max_seqlen);
-  return {make_documents(bounds, bounds), bounded({sink, window}, q.size(0)), scale};
+  return {make_documents(bounds, bounds), bounded(sink, window, q.size(0)), scale};
 }
 
 std::vector<HeadKind> kinds_of(const std::vector<double>& gate) {
   std::vector<HeadKind> kinds;
   for (const double z : gate) {
-    kinds.push_back(z == 0 ? HeadKind::kLocal : z == 1 ? HeadKind::kGlobal : HeadKind::kFractional);
+    kinds.push_back(kernels::head_kind(z));
   }
   return kinds;
 }
@@ -78,7 +78,8 @@ Tensors forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, c
                 const at::Tensor& cu_seqlens, int64_t max_seqlen, int64_t sink, int64_t window, double scale) {
   check_inputs(kForward, q, k, v, gate, cu_seqlens, sink, window, scale);
   if (hopper::supports(q, k, cu_seqlens, scale)) {
-    const GatedResults results = hopper::gated_forward(q, k, v, gate, cu_seqlens, {sink, window}, scale);
+    const GatedResults results =
+        hopper::gated_forward(q, k, v, gate, cu_seqlens, bounded(sink, window, k.size(0)), scale);
     return {results.out, results.delta, results.lse_global, results.lse_local};
   }
   const AttentionSpec spec = make_spec(kForward, q, cu_seqlens, max_seqlen, sink, window, scale);
@@ -124,7 +125,7 @@ Tensors backward(const at::Tensor& dout, const at::Tensor& q, const at::Tensor& 
   check_results(dout, out, delta, lse_global, lse_local, q);
   if (hopper::supports(q, k, cu_seqlens, scale) && hopper::supports_backward(needs)) {
     const auto [dq, dk, dv, dgate] = hopper::gated_backward(dout, q, k, v, gate, {out, delta, lse_global, lse_local},
-                                                            cu_seqlens, {sink, window}, scale);
+                                                            cu_seqlens, bounded(sink, window, k.size(0)), scale);
     const auto if_needed = [&needs](size_t i, const at::Tensor& gradient) {
       return needs[i] ? gradient : at::empty({0}, gradient.options());
     };

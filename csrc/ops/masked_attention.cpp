@@ -48,13 +48,14 @@ Result run(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const 
            int64_t sink, int64_t window, double scale) {
   check_inputs(q, k, v, is_global, cu_seqlens_q, cu_seqlens_k, sink, window, scale);
   if (hopper::supports(q, k, cu_seqlens_q, scale)) {
-    return hopper::masked_forward(q, k, v, is_global, cu_seqlens_q, cu_seqlens_k, {sink, window}, scale);
+    return hopper::masked_forward(q, k, v, is_global, cu_seqlens_q, cu_seqlens_k, bounded(sink, window, k.size(0)),
+                                  scale);
   }
   const Bounds q_bounds = read_bounds(kOp, "cu_seqlens_q", cu_seqlens_q, q.size(0), "max_seqlen_q", max_seqlen_q);
   const Bounds k_bounds = read_bounds(kOp, "cu_seqlens_k", cu_seqlens_k, k.size(0), "max_seqlen_k", max_seqlen_k);
-  const AttentionSpec spec = {make_documents(q_bounds, k_bounds), bounded({sink, window}, k.size(0)), scale};
+  const AttentionSpec spec = {make_documents(q_bounds, k_bounds), bounded(sink, window, k.size(0)), scale};
   for (size_t d = 0; d < spec.documents.size(); ++d) {
-    const Document& document = spec.documents[d];
+    const DocumentRows& document = spec.documents[d];
     TORCH_CHECK(document.q_length <= document.k_length, kOp, ": a document must have at least as many keys as queries",
                 ", got ", document.q_length, " queries and ", document.k_length, " keys in document ", d);
   }

@@ -29,7 +29,7 @@ at::Tensor dense(const at::Tensor& t) {
 }
 
 /// The KV heads of one branch, and how to take them from whole tensors.
-struct Branch {
+struct BranchHeads {
   std::vector<int64_t> heads;  // ascending
   int64_t group;               // query heads per KV head
 
@@ -47,8 +47,8 @@ struct Branch {
   }
 };
 
-Branch branch_of(const std::vector<HeadKind>& kinds, HeadKind other, int64_t group) {
-  Branch branch{{}, group};
+BranchHeads heads_of(const std::vector<HeadKind>& kinds, HeadKind other, int64_t group) {
+  BranchHeads branch{{}, group};
   for (size_t h = 0; h < kinds.size(); ++h) {
     if (kinds[h] != other) branch.heads.push_back(static_cast<int64_t>(h));
   }
@@ -73,7 +73,7 @@ void mix(const at::Tensor& gate, const at::Tensor& global, const at::Tensor& loc
                                           c10::cuda::getCurrentCUDAStream()));
 }
 
-at::Tensor empty_branch(const at::Tensor& q, const Branch& branch) {
+at::Tensor empty_branch(const at::Tensor& q, const BranchHeads& branch) {
   if (branch.empty()) return {};
   return at::empty({q.size(0), static_cast<int64_t>(branch.heads.size()) * branch.group, q.size(2)}, q.options());
 }
@@ -101,12 +101,13 @@ GatedResults gated_library_forward(const AttentionSpec& spec, const std::vector<
                                    const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate) {
   const c10::OptionalDeviceGuard guard(q.device());
   const int64_t group = q.size(1) / k.size(1);
-  const Branch global = branch_of(kinds, HeadKind::kLocal, group), local = branch_of(kinds, HeadKind::kGlobal, group);
+  const BranchHeads global = heads_of(kinds, HeadKind::kLocal, group),
+                    local = heads_of(kinds, HeadKind::kGlobal, group);
   const auto lse_options = q.options().dtype(at::kFloat);
   const GatedResults result = {at::empty(q.sizes(), q.options()), at::empty(q.sizes(), q.options()),
                                at::zeros({q.size(1), q.size(0)}, lse_options),
                                at::zeros({q.size(1), q.size(0)}, lse_options)};
-  const auto compute = [&](const Branch& branch, bool is_local, const at::Tensor& lse_whole) {
+  const auto compute = [&](const BranchHeads& branch, bool is_local, const at::Tensor& lse_whole) {
     if (branch.empty()) return at::Tensor();
     auto [out, lse] = LibraryAttention(spec, is_local, q.device())
                           .forward(branch.take_query_heads(q, 1), branch.take_key_heads(k), branch.take_key_heads(v));
@@ -131,7 +132,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_library_backwar
   if (needs[3]) dgate = gate_gradient(gate, dout, delta);
   if (!needs[0] && !needs[1] && !needs[2]) return {{}, {}, {}, dgate};
 
-  const Branch global = branch_of(kinds, HeadKind::kLocal, group), local = branch_of(kinds, HeadKind::kGlobal, group);
+  const BranchHeads global = heads_of(kinds, HeadKind::kLocal, group),
+                    local = heads_of(kinds, HeadKind::kGlobal, group);
   at::Tensor o_global = empty_branch(q, global), o_local = empty_branch(q, local);
   C10_CUDA_CHECK(kernels::launch_gate_split({.type = element_type(q),
                                              .tokens = q.size(0),
@@ -148,7 +150,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_library_backwar
   struct Gradients {
     at::Tensor dq, dk, dv;
   };
-  const auto compute = [&](const Branch& branch, bool is_local, at::Tensor& branch_out, const at::Tensor& lse) {
+  const auto compute = [&](const BranchHeads& branch, bool is_local, at::Tensor& branch_out, const at::Tensor& lse) {
     if (branch.empty()) return Gradients{};
     auto [dq, dk, dv] =
         LibraryAttention(spec, is_local, q.device())

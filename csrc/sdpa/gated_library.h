@@ -7,7 +7,7 @@
 #include <tuple>
 #include <vector>
 
-#include "csrc/cpu/blocked_attention.h"
+#include "csrc/attention_spec.h"
 #include "csrc/ops/gated_attention.h"
 
 namespace prulong {

@@ -27,7 +27,7 @@ namespace {
 
 // Rows of the sink's part in one stretch: the backward pass gives each stretch its own blocks, so the few sink keys do
 // not leave most of the GPU idle.
-constexpr int64_t kSinkRows = 4096;
+constexpr int kSinkRows = 4096;
 // cuDNN makes a plan for every new shape, which short documents do not pay back.
 constexpr int64_t kMinCudnnTokens = 2048;
 
@@ -111,16 +111,16 @@ LibraryAttention::Call LibraryAttention::prepare(const AttentionPart& part, at::
   std::vector<int32_t> q_bounds = {0}, k_bounds = {0};
   std::vector<at::Tensor> rows, keys;
   bool rows_adjacent = true, keys_adjacent = true;
-  const Document& first = part.stretches.front();
-  for (const Document& stretch : part.stretches) {
+  const DocumentRows& first = part.stretches.front();
+  for (const DocumentRows& stretch : part.stretches) {
     rows_adjacent &= stretch.q_begin == first.q_begin + q_bounds.back();
     keys_adjacent &= stretch.k_begin == first.k_begin + k_bounds.back();
-    q_bounds.push_back(q_bounds.back() + static_cast<int32_t>(stretch.q_length));
-    k_bounds.push_back(k_bounds.back() + static_cast<int32_t>(stretch.k_length));
+    q_bounds.push_back(q_bounds.back() + stretch.q_length);
+    k_bounds.push_back(k_bounds.back() + stretch.k_length);
     rows.push_back(at::arange(stretch.q_begin, stretch.q_begin + stretch.q_length));
     keys.push_back(at::arange(stretch.k_begin, stretch.k_begin + stretch.k_length));
-    call.max_q = std::max(call.max_q, stretch.q_length);
-    call.max_k = std::max(call.max_k, stretch.k_length);
+    call.max_q = std::max<int64_t>(call.max_q, stretch.q_length);
+    call.max_k = std::max<int64_t>(call.max_k, stretch.k_length);
   }
   call.rows = {first.q_begin, q_bounds.back(), rows_adjacent ? at::Tensor() : at::cat(rows).to(device)};
   call.keys = {first.k_begin, k_bounds.back(), keys_adjacent ? at::Tensor() : at::cat(keys).to(device)};

@@ -7,7 +7,7 @@
 #include <tuple>
 #include <vector>
 
-#include "csrc/cpu/blocked_attention.h"
+#include "csrc/sdpa/attention_parts.h"
 
 namespace prulong {
 
@@ -51,7 +51,7 @@ class LibraryAttention {
     at::Tensor cu_seqlens_q, cu_seqlens_k;
     int64_t max_q, max_k;
     bool causal;
-    int64_t window;
+    int window;
   };
 
   static Call prepare(const AttentionPart& part, at::Device device);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "csrc/tile.h"
 
+#include <limits>
 #include <random>
 #include <set>
 #include <vector>
@@ -113,6 +114,7 @@ TEST_CASE("tiles of any shape need a mask exactly where a pair is invisible") {
     for (int i = p.begin; i < p.end && !sees; ++i) {
       for (int j = k.begin; j < k.end && !sees; ++j) sees = visible(branch, locality, i, j);
     }
+    REQUIRE(any_visible(branch, locality, p, k) == sees);
     if (sees) REQUIRE(needs_mask(branch, locality, p, k) == expected);
     if (expected) REQUIRE(needs_mask(branch, locality, p, k));
   }
@@ -149,12 +151,17 @@ TEST_CASE("key blocks are given to every query that sees one of their keys") {
 }
 
 TEST_CASE("positions near the largest do not overflow") {
-  constexpr int kFar = 1 << 30;
+  constexpr int kFar = 1 << 30, kMost = std::numeric_limits<int>::max();
   const Locality locality = {128, 1024};
   const Range positions = {kFar - 128, kFar};
   CHECK(key_blocks(Branch::kGlobal, locality, positions).size() == kFar / kKeyBlock);
   CHECK(key_blocks(Branch::kLocal, locality, positions).size() == 10);
   CHECK(key_blocks(Branch::kComplement, locality, positions).size() == kFar / kKeyBlock - 8 - 1);
+  for (const Branch branch : kBranches) {
+    CHECK(any_visible(branch, {0, kMost}, {kMost - 1, kMost}, {0, 1}) == (branch != Branch::kComplement));
+    CHECK(any_visible(branch, {0, 1}, {kMost - 1, kMost}, {0, 1}) == (branch != Branch::kLocal));
+    CHECK(needs_mask(branch, {kMost, kMost}, {0, 1}, {kMost - 1, kMost}));
+  }
   CHECK(query_positions(Branch::kLocal, {1 << 29, (1 << 30) - 1}, {kFar - 128, kFar}, kFar).end == kFar);
   CHECK(query_positions(Branch::kComplement, {0, (1 << 30) - 1}, {kFar - 128, kFar}, kFar).size() == 0);
 }

@@ -99,7 +99,7 @@ PRULONG_DEVICE void prepare_rows(const BackwardRows& a) {
   const int tile = block_index() / batch.query_heads, head = block_index() % batch.query_heads;
   const int kv_head = head / batch.group();
   const ScratchTile place = scratch_tile(batch, tile, kRows);
-  const GateKind kind = gate_kind(batch, kv_head);
+  const HeadKind kind = head_kind(batch, kv_head);
   const int thread = thread_index();
   float change_sum = 0;
   if (place.rows > 0) {
@@ -115,7 +115,7 @@ PRULONG_DEVICE void prepare_rows(const BackwardRows& a) {
         const Word4 dout = load_global(static_cast<const Word4*>(a.dout.data) +
                                        (row * a.dout.token_stride + head * a.dout.head_stride) / 8 + lane);
         product = dot<kType>(dout, load_global(static_cast<const Word4*>(a.out) + vector));
-        if (kind == GateKind::kFractional) {
+        if (kind == HeadKind::kFractional) {
           change = dot<kType>(dout, load_global(static_cast<const Word4*>(a.delta) + vector));
         }
       }
@@ -128,18 +128,18 @@ PRULONG_DEVICE void prepare_rows(const BackwardRows& a) {
       GatedStatistics result = {{__builtin_inff(), 0}, {__builtin_inff(), 0}};
       if (valid) {
         const int64_t at = lse_place(batch, head, row);
-        const float global = kind == GateKind::kLocal ? 0 : kLog2e * load_global(a.lse_global + at);
-        const float local = kind == GateKind::kGlobal ? 0 : kLog2e * load_global(a.lse_local + at);
-        if (kind == GateKind::kFractional) {
+        const float global = kind == HeadKind::kLocal ? 0 : kLog2e * load_global(a.lse_global + at);
+        const float local = kind == HeadKind::kGlobal ? 0 : kLog2e * load_global(a.lse_local + at);
+        if (kind == HeadKind::kFractional) {
           result = gated_statistics(batch.gate[kv_head], global, local, product, change);
           change_sum += change;
         } else {
-          result.local = {kind == GateKind::kGlobal ? global : local, product};
+          result.local = {kind == HeadKind::kGlobal ? global : local, product};
         }
       }
       store_global(statistics + r, result.local.lambda);
       store_global(statistics + kRows + r, result.local.mean);
-      if (kind == GateKind::kFractional) {
+      if (kind == HeadKind::kFractional) {
         store_global(complement + r, result.complement.lambda);
         store_global(complement + kRows + r, result.complement.mean);
       }
@@ -149,7 +149,7 @@ PRULONG_DEVICE void prepare_rows(const BackwardRows& a) {
     if (a.additions != nullptr && thread < 2)
       store_global(a.additions + additions_offset(batch, head, tile, kRows) + thread, 0);
   }
-  if (kind != GateKind::kFractional) return;
+  if (kind != HeadKind::kFractional) return;
   const float sum = sum_of_block(change_sum);
   if (thread == 0) store_global(a.dgate_parts + int64_t{head} * scratch_tiles(batch, kRows) + tile, sum);
 }
@@ -167,7 +167,7 @@ PRULONG_DEVICE void finish_rows(const BackwardRows& a) {
   const int kv_head = block_index() - tiles * batch.query_heads;
   if (kv_head >= 0) {
     float sum = 0;
-    if (gate_kind(batch, kv_head) == GateKind::kFractional) {
+    if (head_kind(batch, kv_head) == HeadKind::kFractional) {
       const int64_t count = int64_t{batch.group()} * tiles;
       const float* const parts = a.dgate_parts + kv_head * count;
       for (int64_t i = thread; i < count; i += kBackwardRowThreads) sum += load_global(parts + i);

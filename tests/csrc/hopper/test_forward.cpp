@@ -141,10 +141,10 @@ class Forward {
     for (const auto& part : parts) {
       double worst = 0, worst_plain = 0, worst_lse = 0;
       for (int head = 0; head < batch_.query_heads; ++head) {
-        const GateKind kind = gate_kind(batch_, head / example_.group);
-        const bool computed = part.branch == Branch::kGlobal  ? kind == GateKind::kGlobal
-                              : part.branch == Branch::kLocal ? kind != GateKind::kGlobal
-                                                              : kind == GateKind::kFractional;
+        const HeadKind kind = head_kind(batch_, head / example_.group);
+        const bool computed = part.branch == Branch::kGlobal  ? kind == HeadKind::kGlobal
+                              : part.branch == Branch::kLocal ? kind != HeadKind::kGlobal
+                                                              : kind == HeadKind::kFractional;
         if (!computed) continue;
         for (int d = 0; d < batch_.documents; ++d) {
           if (std::count(example_.poisoned.begin(), example_.poisoned.end(), d) != 0) continue;
@@ -170,17 +170,17 @@ class Forward {
     }
     // Nothing else is written.
     for (int head = 0; head < batch_.query_heads; ++head) {
-      const GateKind kind = gate_kind(batch_, head / example_.group);
+      const HeadKind kind = head_kind(batch_, head / example_.group);
       for (int row = 0; row < batch_.q_tokens; ++row) {
         const size_t lse = static_cast<size_t>(head) * static_cast<size_t>(batch_.q_tokens) + static_cast<size_t>(row);
         const size_t at =
             (static_cast<size_t>(row) * static_cast<size_t>(batch_.query_heads) + static_cast<size_t>(head)) *
             static_cast<size_t>(dim_);
-        if (kind != GateKind::kFractional) {
+        if (kind != HeadKind::kFractional) {
           REQUIRE(std::all_of(&delta_[at], &delta_[at] + dim_, [](uint16_t bits) { return bits == kNanBits; }));
         }
-        if (kind == GateKind::kGlobal) REQUIRE(std::isnan(lse_local_[lse]));
-        if (kind == GateKind::kLocal) REQUIRE(std::isnan(lse_global_[lse]));
+        if (kind == HeadKind::kGlobal) REQUIRE(std::isnan(lse_local_[lse]));
+        if (kind == HeadKind::kLocal) REQUIRE(std::isnan(lse_global_[lse]));
       }
     }
   }

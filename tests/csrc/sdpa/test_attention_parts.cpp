@@ -7,20 +7,20 @@
 #include "tests/support/catch.h"
 
 using prulong::AttentionPart;
-using prulong::Document;
+using prulong::DocumentRows;
 using prulong::Locality;
 
 namespace {
 
 // How often each packed pair [query][key] is computed.
-std::vector<std::vector<int>> count_pairs(const std::vector<AttentionPart>& parts, int64_t queries, int64_t keys) {
+std::vector<std::vector<int>> count_pairs(const std::vector<AttentionPart>& parts, int queries, int keys) {
   std::vector<std::vector<int>> counts(static_cast<size_t>(queries), std::vector<int>(static_cast<size_t>(keys)));
   for (const AttentionPart& part : parts) {
-    for (const Document& s : part.stretches) {
-      for (int64_t r = 0; r < s.q_length; ++r) {
-        const int64_t last = part.causal ? s.k_length - s.q_length + r : s.k_length - 1;
-        const int64_t first = part.window > 0 ? std::max<int64_t>(0, last - part.window + 1) : 0;
-        for (int64_t j = first; j <= last; ++j) {
+    for (const DocumentRows& s : part.stretches) {
+      for (int r = 0; r < s.q_length; ++r) {
+        const int last = part.causal ? s.k_length - s.q_length + r : s.k_length - 1;
+        const int first = part.window > 0 ? std::max<int>(0, last - part.window + 1) : 0;
+        for (int j = first; j <= last; ++j) {
           ++counts[static_cast<size_t>(s.q_begin + r)][static_cast<size_t>(s.k_begin + j)];
         }
       }
@@ -29,13 +29,13 @@ std::vector<std::vector<int>> count_pairs(const std::vector<AttentionPart>& part
   return counts;
 }
 
-std::vector<std::vector<int>> visible_pairs(const std::vector<Document>& documents, const Locality& locality,
-                                            prulong::Region region, int64_t queries, int64_t keys) {
+std::vector<std::vector<int>> visible_pairs(const std::vector<DocumentRows>& documents, Locality locality,
+                                            prulong::Branch branch, int queries, int keys) {
   std::vector<std::vector<int>> counts(static_cast<size_t>(queries), std::vector<int>(static_cast<size_t>(keys)));
-  for (const Document& d : documents) {
-    for (int64_t r = 0; r < d.q_length; ++r) {
-      for (int64_t j = 0; j < d.k_length; ++j) {
-        if (prulong::is_hidden(region, locality, d.k_length - d.q_length + r, j)) continue;
+  for (const DocumentRows& d : documents) {
+    for (int r = 0; r < d.q_length; ++r) {
+      for (int j = 0; j < d.k_length; ++j) {
+        if (!visible(branch, locality, d.first_position() + r, j)) continue;
         ++counts[static_cast<size_t>(d.q_begin + r)][static_cast<size_t>(d.k_begin + j)];
       }
     }
@@ -46,7 +46,7 @@ std::vector<std::vector<int>> visible_pairs(const std::vector<Document>& documen
 }  // namespace
 
 TEST_CASE("the parts of a branch cover each visible pair once and nothing else") {
-  const std::vector<std::vector<Document>> packs = {
+  const std::vector<std::vector<DocumentRows>> packs = {
       {{0, 1, 0, 1}},
       {{0, 40, 0, 40}},
       {{0, 7, 0, 40}},                                  // the last queries alone
@@ -54,26 +54,27 @@ TEST_CASE("the parts of a branch cover each visible pair once and nothing else")
       {{0, 0, 0, 0}, {0, 12, 0, 12}, {12, 25, 12, 25}},
   };
   for (const auto& documents : packs) {
-    const Document& last = documents.back();
-    const int64_t queries = last.q_begin + last.q_length, keys = last.k_begin + last.k_length;
+    const DocumentRows& last = documents.back();
+    const int queries = last.q_begin + last.q_length, keys = last.k_begin + last.k_length;
     CHECK(count_pairs({prulong::global_part(documents)}, queries, keys) ==
-          visible_pairs(documents, {0, 1}, prulong::Region::kGlobal, queries, keys));
-    for (const int64_t sink : {0, 1, 3, 10, 50}) {
-      for (const int64_t window : {1, 2, 9, 25, 60}) {
-        const auto wanted = visible_pairs(documents, {sink, window}, prulong::Region::kLocal, queries, keys);
-        for (const int64_t max_rows : {1, 4, 1000}) {
+          visible_pairs(documents, {0, 1}, prulong::Branch::kGlobal, queries, keys));
+    for (const int sink : {0, 1, 3, 10, 50}) {
+      for (const int window : {1, 2, 9, 25, 60}) {
+        const auto wanted = visible_pairs(documents, {sink, window}, prulong::Branch::kLocal, queries, keys);
+        for (const int max_rows : {1, 4, 1000}) {
           INFO("sink " << sink << ", window " << window << ", stretches of " << max_rows);
           const auto parts = prulong::local_parts(documents, {sink, window}, max_rows);
           CHECK(count_pairs(parts, queries, keys) == wanted);
           // The first covers all tokens in order: the library computes every row's own output with it.
-          int64_t rows = 0;
-          for (const Document& s : parts.front().stretches) {
+          int rows = 0;
+          for (const DocumentRows& s : parts.front().stretches) {
             CHECK(s.q_begin == rows);
             rows += s.q_length;
           }
           CHECK(rows == queries);
           for (const AttentionPart& part : parts) {
-            for (const Document& s : part.stretches) CHECK((part.window > 0 || s.q_length <= std::max(max_rows, sink)));
+            for (const DocumentRows& s : part.stretches)
+              CHECK((part.window > 0 || s.q_length <= std::max(max_rows, sink)));
           }
         }
       }
