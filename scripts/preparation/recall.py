@@ -11,7 +11,10 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from preparation.shared import DataError, load_tokenizer, new_folder, read_text, sha256_of, token_dtype, up_to_date
+from preparation.files import DataError, lines_of, printable, quoted, sha256_of
+from preparation.folders import new_folder, refuse_inputs_inside, up_to_date
+from preparation.inputs import read_text, recorded_name
+from preparation.shared import load_tokenizer, token_dtype, tokenizer_file
 
 VERSION = 2
 # A statement is before + adjective + noun + middle + value + after. A list of statements starts with intro and ends with
@@ -61,7 +64,8 @@ def tokenize_in_context(tokenizer: Tokenizer, texts: list[str]) -> list[list[int
     for anchor, text, encoding in zip(anchors, texts, encodings):
         head = heads[anchor]
         if encoding.ids[:len(head)] != head:
-            raise DataError(f"this tokenizer joins {text!r} with the text before it; recall samples cannot be composed with it")
+            raise DataError(f"this tokenizer joins {quoted(text)} with the text before it; recall samples cannot be composed "
+                            "with it")
         result.append(encoding.ids[len(head):])
     return result
 
@@ -86,10 +90,10 @@ def sentences_of(path: Path) -> list[str]:
 
 
 def words_of(path: Path) -> list[str]:
-    words = list(dict.fromkeys(read_text(path).split()))
+    words = list(dict.fromkeys(filter(None, (line.strip(" \t") for line in lines_of(read_text(path))))))
     bad = next((word for word in words if not re.fullmatch(r"[^\W\d_]+", word)), None)
     if bad is not None:
-        raise DataError(f"{path}: {bad!r} is not a word; one word of letters a line is expected")
+        raise DataError(f"{path}: {quoted(bad)} is not a word; one word of letters a line is expected")
     return [" " + word for word in words]
 
 
@@ -137,7 +141,7 @@ def check_composition(pieces: Pieces, templates: dict, samples: int = 50) -> Non
         ids = [token for part in sample for token in part[1]]
         decoded = pieces.tokenizer.decode(ids, skip_special_tokens=False)
         if decoded.strip() != text.strip():
-            raise DataError(f"this tokenizer changes the text: {text[:60]!r} became {decoded[:60]!r}")
+            raise DataError(f"this tokenizer changes the text: {quoted(text)} became {quoted(decoded)}")
         if tokenize_in_context(pieces.tokenizer, [text])[0] != ids:
             raise DataError(f"this tokenizer joins pieces of a {task} sample; recall samples cannot be composed with it")
 
@@ -149,11 +153,12 @@ def prepare_recall(args: argparse.Namespace) -> None:
     for path in files:
         if not path.is_file():
             raise DataError(f"{path}: no such file")
+    refuse_inputs_inside(args.out, [*files, tokenizer_file(args.tokenizer)], [])
     # The script is an input too: its templates and its splitting decide what the kit holds.
     inputs = {"tokenizer": record["sha256"], "script": sha256_of(Path(__file__)),
-              "sources": [{"name": p.name, "bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in files]}
+              "sources": [{"name": recorded_name(p.name), "bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in files]}
     if up_to_date(args.out, "kit.json", inputs, args.overwrite):
-        print(f"{args.out}: up to date")
+        print(printable(f"{args.out}: up to date"))
         return
     pieces = Pieces(tokenizer)
     add_split_texts(pieces, "prose", sentences_of(args.train_prose), sentences_of(args.eval_prose), str(args.eval_prose))
@@ -169,14 +174,15 @@ def prepare_recall(args: argparse.Namespace) -> None:
         templates[task] = {part: (text, tokens) for (part, text), tokens in zip(texts.items(), ids)}
     check_composition(pieces, templates)
 
-    with new_folder(args.out) as work:
+    with new_folder(args.out, args.overwrite) as work:
         tokens = np.asarray([token for piece in pieces.tokens for token in piece], dtype=token_dtype(vocab_size))
         np.save(work / "tokens.npy", tokens)
         np.save(work / "offsets.npy", np.cumsum([0] + [len(piece) for piece in pieces.tokens], dtype="<i8"))
+        fixed = [prefix_of(tokenizer), *(value[1] for parts in templates.values() for value in parts.values())]
         kit = {"format": "prulong-recall-kit", "version": VERSION, "tokenizer": record, "vocab_size": vocab_size,
-               "tokens": len(tokens), "pieces": len(pieces.tokens), "inputs": inputs,
+               "largest_token": max(int(tokens.max()), *(max(ids, default=0) for ids in fixed)), "tokens": len(tokens), "pieces": len(pieces.tokens), "inputs": inputs,
                "sha256": {name: sha256_of(work / name) for name in ("tokens.npy", "offsets.npy")},
                "prefix": prefix_of(tokenizer), "lists": pieces.lists,
                "templates": {t: {part: value[1] for part, value in parts.items()} for t, parts in templates.items()}}
         (work / "kit.json").write_text(json.dumps(kit, indent=1) + "\n")
-    print(f"{args.out}: {len(tokens):,} tokens in {len(pieces.tokens):,} pieces")
+    print(printable(f"{args.out}: {len(tokens):,} tokens in {len(pieces.tokens):,} pieces"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from preparation.shared import sha256_of
+from preparation.files import sha256_of
 
 
 class TokenFile:
