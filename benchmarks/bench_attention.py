@@ -137,7 +137,7 @@ class Contest:
                 forward[name] = run
             except Exception as error:  # noqa: BLE001  (one peer's failure is a finding)
                 traceback.print_exc()
-                rows[name]["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+                rows[name]["error"] = bench_record.first_line(f"{type(error).__name__}: {error}")
                 backward.pop(name, None)
         with torch.no_grad():
             for name, ms in self.report.clock.milliseconds(forward).items():
@@ -370,7 +370,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", metavar="SECTION")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--out", type=Path, default=bench_record.ROOT / "docs/bench/attention.json")
+    parser.add_argument("--out", type=bench_record.output, default=bench_record.ROOT / "docs/bench/attention.json")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.sections if name not in SECTIONS]
     if unknown:

@@ -16,7 +16,6 @@ import os
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,8 +23,6 @@ from pathlib import Path
 import numpy as np
 
 import bench_record
-
-sys.path.insert(0, str(bench_record.ROOT / "scripts"))
 from preparation.writers import MdsFolder, TokenFolder  # noqa: E402
 
 ROOT = bench_record.ROOT
@@ -136,7 +133,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=bench_record.positive, default=512, help="of 65,536 tokens in an epoch (default: %(default)s)")
     parser.add_argument("--runs", type=bench_record.positive, default=7, help="per source (default: %(default)s)")
     parser.add_argument("--bin", type=Path, default=Path(os.environ.get("PRULONG_BIN", ROOT / "build" / "cpu" / "bin")))
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "bench" / "data.json")
+    parser.add_argument("--out", type=bench_record.output, default=ROOT / "docs" / "bench" / "data.json")
     args = parser.parse_args()
     program = bench_record.built(args.bin.resolve(), "bench_reading")
     with tempfile.TemporaryDirectory() as temporary:

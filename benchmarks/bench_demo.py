@@ -44,7 +44,7 @@ def measure(name: str, length: int, sequences: int, methods: list[str]) -> list[
 
 
 def training_record(folder: Path) -> dict:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in bench_record.lines_of((folder / "metrics.jsonl").read_text())]
     return {"steps": len(lines), "seconds_per_step": sorted(line["step_s"] for line in lines)[len(lines) // 2],
             "final_sparsity": lines[-1]["sparsity"], "final_loss_nats": lines[-1]["loss_nats"]}
 

@@ -25,7 +25,7 @@ METRICS = ["sm__pipe_tensor_op_hmma_cycles_active.avg.pct_of_peak_sustained_acti
 def forward_rows(text: str) -> list[dict]:
     """From lines as `D 128 causal 4096   section 0: 0.247 ms 556 TFLOP/s  section 1: ...` (one figure or several)."""
     rows = []
-    for line in text.splitlines():
+    for line in bench_record.lines_of(text):
         head = re.match(r"D +(\d+) (.+?)  ", line)
         figures = re.findall(r"(?:(\w+) (\d+): )?([\d.]+) ms (\d+) TFLOP/s", line)
         if not head or not figures:
@@ -40,7 +40,7 @@ def backward_rows(text: str) -> list[dict]:
     """From lines as `causal  D 128   4096 tokens:  0.932 ms = prepare 0.057 + main 0.837 + finish 0.037  369 TFLOP/s ...`
     and `D 128, gates 1, additions in order: 4.351 ms instead of 2.237 ...`."""
     rows = []
-    for line in text.splitlines():
+    for line in bench_record.lines_of(text):
         if timed := re.match(r"(\w+) +D +(\d+) +(\d+) tokens: +([\d.]+) ms = prepare ([\d.]+) \+ main ([\d.]+) \+ "
                              r"finish ([\d.]+)(?: +(\d+) TFLOP/s \(main alone (\d+)\))?", line):
             row = {"case": timed[1], "head_dim": int(timed[2]), "tokens": int(timed[3]), "ms": float(timed[4]),
@@ -55,7 +55,7 @@ def backward_rows(text: str) -> list[dict]:
 def profile_rows(text: str) -> dict[str, str]:
     """ncu's metrics, as printed: name to value with unit."""
     rows = {}
-    for line in text.splitlines():
+    for line in bench_record.lines_of(text):
         if found := re.fullmatch(r"    (\S.*?) {2,}(?:(\S+) +)?(-?[\d,.]+)\s*", line):
             rows[found[1]] = f"{found[3]} {found[2] or ''}".strip()
     return rows
@@ -81,7 +81,7 @@ def measure(program: Path, read) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bin", type=Path, help="folder of the two programs (default: build/cuda/bin, built first)")
-    parser.add_argument("--out", type=Path, default=bench_record.ROOT / "docs/bench/kernels.json")
+    parser.add_argument("--out", type=bench_record.output, default=bench_record.ROOT / "docs/bench/kernels.json")
     args = parser.parse_args()
     if args.bin is None:
         if not (bench_record.ROOT / "build/cuda/CMakeCache.txt").is_file():

@@ -21,6 +21,8 @@ import sys
 import time
 from pathlib import Path
 
+import bench_record
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 import torch  # noqa: E402
@@ -200,7 +202,7 @@ def measure(published: Published, ids: torch.Tensor, warm_up: int, steps: int) -
 
 def peak_resident_gib() -> float:
     """Of this process so far."""
-    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM:"))
+    (line,) = (x for x in bench_record.lines_of(Path("/proc/self/status").read_text()) if x.startswith("VmHWM:"))
     return int(line.split()[1]) / 2**20
 
 
@@ -223,7 +225,7 @@ def main() -> int:
     parser.add_argument("--warm-up", type=int, default=1)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--on-request", action="store_true", help="one case, a step for each line of standard input")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=bench_record.output)
     arguments = parser.parse_args()
     torch.manual_seed(0)
     published = Published(arguments.model, arguments.device, getattr(torch, arguments.dtype), not arguments.keep,
@@ -243,13 +245,13 @@ def main() -> int:
         try:
             results.append({**row, **measure(published, prepare(backend, int(tokens)), arguments.warm_up, arguments.steps)})
         except Exception as error:  # the other cases still count
-            results.append({**row, "error": str(error).splitlines()[0]})
+            results.append({**row, "error": bench_record.first_line(error)})
             published.log_alpha.grad = None
             if arguments.device == "cuda":
                 torch.cuda.empty_cache()
         print(json.dumps(results[-1]), flush=True)
         if arguments.out:
-            arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+            bench_record.write(arguments.out, {"results": results})
     return int(any("error" in result for result in results))
 
 

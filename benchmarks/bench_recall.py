@@ -36,10 +36,10 @@ def train_all(a, work: Path) -> dict[float, dict]:
     records = {}
     for sparsity, process in running.items():
         if process.wait() != 0:
-            last = (work / f"train-{sparsity}.log").read_text().splitlines()[-1:]
+            last = bench_record.lines_of((work / f"train-{sparsity}.log").read_text())[-1:]
             print(f"training to {sparsity}: FAILED: {' '.join(last)}", flush=True)
             continue
-        lines = [json.loads(line) for line in (work / f"run-{sparsity}" / "metrics.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in bench_record.lines_of((work / f"run-{sparsity}" / "metrics.jsonl").read_text())]
         steps = [line for line in lines if "step_s" in line]
         seconds = sorted(line["step_s"] for line in steps)
         records[sparsity] = {"steps": len(steps), "median_step_s": seconds[len(seconds) // 2],
@@ -75,7 +75,7 @@ def main() -> int:
     parser.add_argument("--train-length", type=int, default=4096)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--sequences-per-step", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "bench" / "recall_gpu.json")
+    parser.add_argument("--out", type=bench_record.output, default=ROOT / "docs" / "bench" / "recall_gpu.json")
     a = parser.parse_args()
     for program in ("prulong-train", "prulong-eval"):
         bench_record.built(a.bin, program)

@@ -12,10 +12,12 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+from preparation.files import first_line, lines_of  # noqa: E402, F401 (benchmarks use both)
 
 
 def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
+    for line in lines_of(Path("/proc/cpuinfo").read_text()):
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor()
@@ -48,6 +50,22 @@ def provenance() -> dict:
         "hardware": {"processor": _processor(), "threads": len(os.sched_getaffinity(0)), **_gpu()},
         "versions": {"python": platform.python_version(), **versions},
     }
+
+
+def output(text: str) -> Path:
+    """For argparse: the JSON file to write. A file that is there must be an earlier result, never an input."""
+    path = Path(text)
+    if path.suffix != ".json" or path.is_dir():
+        raise argparse.ArgumentTypeError(f"a file to write expected, its name ending in .json, found {text!r}")
+    if path.exists():
+        try:
+            content = json.loads(path.read_bytes())
+            ours = all({"command", "commit", "hardware"} <= run.keys() for run in content.get("runs", [content]))
+        except (ValueError, AttributeError, RecursionError):
+            ours = False
+        if not ours:
+            raise argparse.ArgumentTypeError(f"{path}: exists and holds no result of a benchmark; name another file")
+    return path
 
 
 def write(path: Path, figures: dict) -> None:

@@ -34,7 +34,7 @@ def run(name: str, command: list, seconds: int) -> list[dict]:
         lines, error = lines.decode() if isinstance(lines, bytes) else lines, f"not done in {seconds} s"
     except OSError as failed:
         lines, error = "", str(failed)
-    results = [json.loads(line) for line in lines.splitlines() if line.startswith("{")]
+    results = [json.loads(line) for line in bench_record.lines_of(lines) if line.startswith("{")]
     return results if results else [{"error": error}]
 
 
@@ -65,7 +65,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--warm-up", type=int, default=1)
     parser.add_argument("--limit", type=int, default=150, help="seconds for one of our cases; the peers get four times that")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "bench" / "train_gpu.json")
+    parser.add_argument("--out", type=bench_record.output, default=ROOT / "docs" / "bench" / "train_gpu.json")
     a = parser.parse_args()
     program = bench_record.built(a.bin, "prulong_bench_step")
     common = ["--model", a.model, "--device", a.device, "--steps", a.steps, "--warm-up", a.warm_up]

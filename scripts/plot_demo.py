@@ -5,8 +5,11 @@
 import argparse
 import json
 import sys
+from pathlib import Path
 
 import matplotlib
+
+from preparation.files import DataError, printable, refuse_inputs
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first)
@@ -67,17 +70,18 @@ def main() -> int:
     parser.add_argument("out", metavar="OUT.png", help="the picture to write")
     arguments = parser.parse_args()
     try:
+        refuse_inputs(Path(arguments.out), [Path(arguments.pattern), Path(arguments.results)])
         figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.2), width_ratios=[1, 2.4], layout="constrained")
         with open(arguments.pattern) as pattern, open(arguments.results) as results:
             draw_mask(left, json.load(pattern))
             draw_accuracy(right, json.load(results))
         figure.savefig(arguments.out, dpi=140)
-    except (OSError, ValueError) as error:  # ValueError: not JSON, or no picture format
-        print(f"plot_demo: {error}", file=sys.stderr)
+    except (DataError, OSError, ValueError) as error:  # ValueError: not JSON, or no picture format
+        print(f"plot_demo: {printable(error)}", file=sys.stderr)
         return 1
     except (KeyError, TypeError) as error:
-        print(f"plot_demo: {arguments.pattern} is no pattern, or {arguments.results} no results of prulong-eval: {error} "
-              "is missing", file=sys.stderr)
+        print(printable(f"plot_demo: {arguments.pattern} is no pattern, or {arguments.results} no results of prulong-eval: "
+                        f"{error} is missing"), file=sys.stderr)
         return 1
     print(f"wrote {arguments.out}")
     return 0

@@ -58,7 +58,7 @@ def test_words_stand_one_on_a_line(tmp_path):
 
 def test_no_script_ends_lines_at_other_characters():
     """str.splitlines and reading as text with translated line ends know other line ends than our files do."""
-    scripts = [*(ROOT / "scripts").rglob("*.py"), *(ROOT / "python_bindings").rglob("*.py")]
+    scripts = [path for folder in ("scripts", "benchmarks", "python_bindings") for path in (ROOT / folder).rglob("*.py")]
     assert len(scripts) > 20
     assert [p for p in scripts if re.search(r"\bsplitlines\(", p.read_text())] == []
 
