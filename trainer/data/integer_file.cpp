@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "trainer/data/integer_file.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <string>
@@ -90,6 +91,13 @@ int64_t append_tokens(IntegerType type, const std::byte* data, int64_t count, in
   });
 }
 
+void check_largest_token(const std::string& name, int64_t largest, int64_t made_for, int64_t vocab_size) {
+  if (largest < vocab_size) return;
+  throw Error(name + ": token " + std::to_string(largest) + " occurs, made for a vocabulary of " +
+              std::to_string(made_for) + " tokens, the model has " + std::to_string(vocab_size) +
+              "; prepare the data with the model's own tokenizer");
+}
+
 IntegerFile::IntegerFile(const std::filesystem::path& path, IntegerType type)
     : path_(path), file_(std::make_unique<MappedFile>(path)), data_(file_->bytes().data()), type_(type) {}
 
@@ -114,6 +122,17 @@ void IntegerFile::append(int64_t first, int64_t count, int64_t vocab_size, const
   throw Error(path_.string() + ": token " + std::to_string((*this)[first + bad]) + " at position " +
               std::to_string(first + bad) + " is beyond the vocabulary of " + std::to_string(vocab_size) + " in " +
               owner + "; prepare the data with the model's own tokenizer");
+}
+
+int64_t IntegerFile::largest() const {
+  return with_type(type_, [&](auto sample) {
+    using Value = decltype(sample);
+    Value most = 0;
+    for (int64_t i = 0; i < size_; ++i) {
+      most = std::max(most, load<Value>(data_ + i * static_cast<int64_t>(sizeof(Value))));
+    }
+    return size_ == 0 ? int64_t{-1} : static_cast<int64_t>(most);
+  });
 }
 
 uint64_t IntegerFile::sample_hash() const {

@@ -31,6 +31,13 @@ int64_t load_integer(IntegerType type, const std::byte* address);
 int64_t append_tokens(IntegerType type, const std::byte* data, int64_t count, int64_t vocab_size,
                       std::vector<int32_t>& tokens);
 
+/// Refuses data of which the largest token has no row in the model.
+/// @param name        what messages call the data: a folder.
+/// @param made_for    the vocabulary of the tokenizer that made them.
+/// @param vocab_size  the model's.
+/// @throws Error.
+void check_largest_token(const std::string& name, int64_t largest, int64_t made_for, int64_t vocab_size);
+
 /// A read-only, memory-mapped file of integers. Safe to read from several threads; the file must not be shortened while
 /// it is open.
 class IntegerFile {
@@ -54,6 +61,9 @@ class IntegerFile {
   std::span<const std::byte> bytes() const { return file_->bytes(); }
   /// A hash of the file's size and of up to 16 stretches of 4 KiB, evenly spread from its start to its end.
   uint64_t sample_hash() const;
+
+  /// The largest integer; reads the whole file. -1 where there is none.
+  int64_t largest() const;
 
   /// Element `index` in C order, 0 <= index < size() (not checked).
   int64_t operator[](int64_t index) const { return load_integer(type_, data_ + index * bytes_of(type_)); }

@@ -3,7 +3,6 @@
 
 #include <optional>
 
-#include "common/error.h"
 #include "trainer/data/flat_files.h"
 #include "trainer/data/mds.h"
 #include "trainer/data/mixture.h"
@@ -35,7 +34,7 @@ std::unique_ptr<Source> open_one(const SourceOptions& options, int64_t seq_len, 
   const auto order_seed = static_cast<uint64_t>(seed);
   switch (options.type) {
     case SourceType::kTokens:
-      return open_token_folder(options.path, seq_len, order_seed);
+      return open_token_folder(options.path, seq_len, order_seed, vocab_size);
     case SourceType::kMds:
       return open_mds({options.path, integer_type(options.dtype), vocab_size}, seq_len, order_seed);
     case SourceType::kNpy:
@@ -55,6 +54,7 @@ std::unique_ptr<Source> open_one(const SourceOptions& options, int64_t seq_len, 
   recall.statements = options.statements;
   recall.questions = options.questions;
   recall.seed = static_cast<uint64_t>(options.seed);
+  recall.vocab_size = vocab_size;
   return open_recall(recall);
 }
 
@@ -64,13 +64,7 @@ std::unique_ptr<Source> open_sources(const std::vector<SourceOptions>& sources, 
                                      bool held_out, int64_t vocab_size) {
   std::vector<WeightedSource> opened;
   for (const SourceOptions& options : sources) {
-    auto source = open_one(options, seq_len, seed, held_out, vocab_size);
-    if (source->vocab_size() > vocab_size) {
-      throw Error(options.path + ": made for a vocabulary of " + std::to_string(source->vocab_size()) +
-                  " tokens, the model has " + std::to_string(vocab_size) +
-                  "; prepare it with the model's own tokenizer");
-    }
-    opened.push_back({std::move(source), options.weight});
+    opened.push_back({open_one(options, seq_len, seed, held_out, vocab_size), options.weight});
   }
   return mix_sources(std::move(opened));
 }

@@ -6,6 +6,7 @@
 #include <span>
 
 #include "common/error.h"
+#include "trainer/data/integer_file.h"
 #include "trainer/data/random.h"
 #include "trainer/data/recall_kind.h"
 #include "trainer/data/recall_kit.h"
@@ -58,6 +59,7 @@ class Writer {
 class Recall final : public Source {
  public:
   explicit Recall(const RecallOptions& options) : options_(options), kit_(options.kit, options.held_out) {
+    check_largest_token(options.kit.string(), kit_.largest_token(), kit_.vocab_size(), options.vocab_size);
     for (const std::string& name : options.tasks) {
       tasks_.emplace_back(kit_, name, options.statements, options.questions);
       check(tasks_.back());
@@ -100,7 +102,7 @@ class Recall final : public Source {
     return result;
   }
 
-  int64_t vocab_size() const override { return kit_.vocab_size(); }
+  int64_t vocab_size() const override { return std::min(kit_.vocab_size(), options_.vocab_size); }
 
   std::string fingerprint() const override {
     std::string text = "recall:" + std::to_string(kit_.hash()) + (options_.held_out ? ":eval" : ":train");

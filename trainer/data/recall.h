@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -21,6 +22,7 @@ struct RecallOptions {
   int64_t statements = 12;  ///< facts in a sequence
   int64_t questions = 12;   ///< questions at its end, <= statements
   uint64_t seed = 0;
+  int64_t vocab_size = std::numeric_limits<int32_t>::max();  ///< the model's; a kit with larger tokens is refused
 };
 
 /// Opens a source of synthetic recall: exactly seq_len tokens a sequence, one document each, is_answer set on the

@@ -27,16 +27,23 @@ void check_array(const IntegerFile& array, bool right_type, const char* types, i
   }
 }
 
-std::vector<int32_t> read_tokens(const JsonFile& info, const std::string& pointer, int64_t vocab_size) {
+/// @param largest  raised to the largest of these tokens.
+std::vector<int32_t> read_tokens(const JsonFile& info, const std::string& pointer, int64_t vocab_size,
+                                 int64_t& largest) {
   const std::vector<int64_t> values = info.integers(pointer, 0, vocab_size - 1);
   std::vector<int32_t> tokens;
   tokens.reserve(values.size());
-  for (const int64_t value : values) tokens.push_back(static_cast<int32_t>(value));
+  for (const int64_t value : values) {
+    tokens.push_back(static_cast<int32_t>(value));
+    largest = std::max(largest, value);
+  }
   return tokens;
 }
 
-RecallKit::Template read_template(const JsonFile& info, const std::string& task, int64_t vocab_size) {
-  const auto part = [&](const char* name) { return read_tokens(info, "/templates/" + task + "/" + name, vocab_size); };
+RecallKit::Template read_template(const JsonFile& info, const std::string& task, int64_t vocab_size, int64_t& largest) {
+  const auto part = [&](const char* name) {
+    return read_tokens(info, "/templates/" + task + "/" + name, vocab_size, largest);
+  };
   return {part("intro"), part("before"),          part("middle"),          part("after"),     part("outro"),
           part("ask"),   part("question_before"), part("question_middle"), part("separator"), part("question_after")};
 }
@@ -89,9 +96,10 @@ RecallKit::RecallKit(const std::filesystem::path& folder, bool held_out) {
   codes_ = list("codes");
   passkeys_ = list("passkeys");
   labels_ = list("labels");
-  prefix_ = read_tokens(info, "/prefix", vocab_size_);
+  for (const int32_t id : tokens_) largest_token_ = std::max<int64_t>(largest_token_, id);
+  prefix_ = read_tokens(info, "/prefix", vocab_size_, largest_token_);
   for (const char* const task : {"codes", "passkey", "key_values", "multi_values", "labels"}) {
-    templates_[task] = read_template(info, task, vocab_size_);
+    templates_[task] = read_template(info, task, vocab_size_, largest_token_);
   }
 }
 

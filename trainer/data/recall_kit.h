@@ -38,7 +38,10 @@ class RecallKit {
   RecallKit(const RecallKit&) = delete;
   RecallKit& operator=(const RecallKit&) = delete;
 
+  /// The tokenizer's.
   int64_t vocab_size() const { return vocab_size_; }
+  /// Of both halves, prefix and templates: what occurs.
+  int64_t largest_token() const { return largest_token_; }
   /// Changes whenever the kit changes.
   uint64_t hash() const { return hash_; }
   /// Tokens before every text, such as a beginning-of-text token.
@@ -57,6 +60,7 @@ class RecallKit {
  private:
   std::vector<int32_t> tokens_;  ///< what the lists' spans point into
   int64_t vocab_size_ = 0;
+  int64_t largest_token_ = 0;
   uint64_t hash_ = 0;
   std::vector<int32_t> prefix_;
   List prose_, adjectives_, nouns_, codes_, passkeys_, labels_;

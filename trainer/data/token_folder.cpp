@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "trainer/data/token_folder.h"
 
+#include <algorithm>
 #include <limits>
 #include <utility>
 
@@ -20,21 +21,27 @@ constexpr int64_t kMaxInt64 = std::numeric_limits<int64_t>::max();
 /// The folder's files; one block, whose pieces are the documents.
 class TokenFolder final : public Block {
  public:
-  explicit TokenFolder(const std::filesystem::path& folder)
+  TokenFolder(const std::filesystem::path& folder, int64_t vocab_size)
       : info_(prepared_file(folder, "data.json", "text")),
         tokens_(IntegerFile::open_npy(folder / "tokens.npy")),
         documents_(IntegerFile::open_npy(folder / "documents.npy")) {
     info_.require_format("prulong-tokens", 1);
-    vocab_size_ = info_.integer("/vocab_size", 1, kMaxInt32);
+    const int64_t recorded = info_.integer("/vocab_size", 1, kMaxInt32);
+    vocab_size_ = std::min(recorded, vocab_size);
+    owner_ = recorded <= vocab_size ? "data.json" : "the model";
     check_tokens();
     check_documents();
+    const bool has_largest = info_.has("/largest_token");
+    const int64_t largest = has_largest ? info_.integer("/largest_token", 0, recorded - 1) : recorded - 1;
+    if (largest < vocab_size) return;
+    check_largest_token(folder.string(), has_largest ? largest : tokens_.largest(), recorded, vocab_size);
   }
 
   int64_t pieces() const override { return documents_.size() - 1; }
   int64_t tokens(int64_t piece) const override { return documents_[piece + 1] - documents_[piece]; }
 
   void append(int64_t piece, int64_t first, int64_t count, Sequence& sequence) const override {
-    tokens_.append(documents_[piece] + first, count, vocab_size_, "data.json", sequence.tokens);
+    tokens_.append(documents_[piece] + first, count, vocab_size_, owner_, sequence.tokens);
     sequence.cu_seqlens.push_back(static_cast<int32_t>(sequence.tokens.size()));
   }
 
@@ -90,12 +97,14 @@ class TokenFolder final : public Block {
   IntegerFile tokens_;
   IntegerFile documents_;
   int64_t vocab_size_ = 0;
+  std::string owner_;  ///< of the smaller vocabulary
 };
 
 }  // namespace
 
-std::unique_ptr<Source> open_token_folder(const std::filesystem::path& folder, int64_t seq_len, uint64_t seed) {
-  const auto block = std::make_shared<const TokenFolder>(folder);
+std::unique_ptr<Source> open_token_folder(const std::filesystem::path& folder, int64_t seq_len, uint64_t seed,
+                                          int64_t vocab_size) {
+  const auto block = std::make_shared<const TokenFolder>(folder, vocab_size);
   auto corpus = std::make_unique<OneBlock>(folder.string(), block, block->vocab_size(), block->fingerprint());
   return pack_corpus(std::move(corpus), seq_len, seed);
 }

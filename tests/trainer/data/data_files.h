@@ -42,9 +42,9 @@ inline void write_i64(const std::filesystem::path& path, const std::vector<int64
   write_text(path, npy(header("<i8", values.size()), bytes_of(values)));
 }
 
-/// A token folder of these documents.
+/// A token folder of these documents. @param largest_token  as recorded; below 0: not, as in older folders.
 inline void write_token_folder(const std::filesystem::path& folder, const std::vector<std::vector<uint16_t>>& documents,
-                               int vocab_size) {
+                               int vocab_size, int largest_token = -1) {
   std::filesystem::create_directories(folder);
   std::vector<uint16_t> tokens;
   std::vector<int64_t> offsets = {0};
@@ -54,9 +54,11 @@ inline void write_token_folder(const std::filesystem::path& folder, const std::v
   }
   write_u16(folder / "tokens.npy", tokens);
   write_i64(folder / "documents.npy", offsets);
-  write_text(folder / "data.json", R"({"format": "prulong-tokens", "version": 1, "vocab_size": )" +
-                                       std::to_string(vocab_size) + R"(, "tokens": )" + std::to_string(tokens.size()) +
-                                       R"(, "documents": )" + std::to_string(documents.size()) + "}");
+  write_text(folder / "data.json",
+             R"({"format": "prulong-tokens", "version": 1, "vocab_size": )" + std::to_string(vocab_size) +
+                 (largest_token < 0 ? "" : R"(, "largest_token": )" + std::to_string(largest_token)) +
+                 R"(, "tokens": )" + std::to_string(tokens.size()) + R"(, "documents": )" +
+                 std::to_string(documents.size()) + "}");
 }
 
 }  // namespace prulong::test

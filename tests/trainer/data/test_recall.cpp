@@ -19,6 +19,7 @@ using namespace test;
 constexpr int32_t kSentenceEnd = 9;
 constexpr int kSentences = 20, kAdjectives = 6, kNouns = 10, kCodes = 30, kPasskeys = 5, kLabels = 8;
 constexpr int32_t kEval = 500;  // added to the ids of the evaluation split
+constexpr int64_t kLargestToken = 470 + kLabels - 1 + kEval;
 
 int sentence_length(int index) { return 5 + index % 4; }
 
@@ -406,6 +407,31 @@ TEST_CASE("recall options that cannot be met are refused") {
   tight.seq_len = 92;  // prefix, ten facts of nine tokens, one token of prose
   CHECK(open_recall(tight)->sequence(0).tokens.size() == 92);
   CHECK_THROWS_WITH(open_recall(tight)->sequence(-1), ContainsSubstring("out of range"));
+}
+
+TEST_CASE("what occurs in a kit is held against the model's vocabulary") {
+  const TemporaryFolder folder;
+  write_kit(folder.path());
+  RecallOptions fitting = options(folder);
+  fitting.vocab_size = kLargestToken + 1;  // the kit says 1000
+  CHECK(open_recall(fitting)->vocab_size() == kLargestToken + 1);
+  CHECK(open_recall(fitting)->sequence(3).tokens == open_recall(options(folder))->sequence(3).tokens);
+  const auto refused = [&](int64_t vocab_size, int64_t largest) {
+    RecallOptions small = options(folder);
+    small.vocab_size = vocab_size;
+    CHECK_THROWS_WITH(open_recall(small),
+                      ContainsSubstring(folder.path().string() + ": token " + std::to_string(largest) +
+                                        " occurs, made for a vocabulary of 1000 tokens, the model has " +
+                                        std::to_string(vocab_size)));
+  };
+  refused(kLargestToken, kLargestToken);
+  const std::string kit = read_text(folder.path() / "kit.json");
+  for (const std::string from : {"\"prefix\": [1]", "\"question_after\": [63]"}) {  // fixed tokens occur, too
+    std::string content = kit;
+    content.replace(content.find(from) + from.size() - 1, 1, ", 999]");
+    write_text(folder.path() / "kit.json", content);
+    refused(999, 999);
+  }
 }
 
 TEST_CASE("damaged recall kits are refused by file and reason") {

@@ -95,6 +95,31 @@ TEST_CASE("a sequence's boundaries are those of its documents") {
   }
 }
 
+TEST_CASE("what occurs is held against the model's vocabulary, not what the tokenizer knows") {
+  const TemporaryFolder folder;
+  const auto refused = [&](int64_t vocab_size) {
+    CHECK_THROWS_WITH(open_token_folder(folder.path(), 5, 1, vocab_size),
+                      ContainsSubstring(folder.path().string() +
+                                        ": token 5 occurs, made for a vocabulary of 9 tokens, the model has " +
+                                        std::to_string(vocab_size)));
+  };
+  for (const int recorded : {5, -1}) {  // as written today, and before
+    INFO(recorded);
+    write_token_folder(folder.path(), {{1, 2, 5}, {4, 0}}, 9, recorded);
+    refused(5);
+    refused(1);
+    for (const int64_t vocab_size : {6, 8, 9, 10, 1 << 20}) {
+      const auto source = open_token_folder(folder.path(), 5, 1, vocab_size);
+      CHECK(source->sequence(0).tokens.size() == 5);
+      CHECK(source->vocab_size() == std::min<int64_t>(9, vocab_size));
+    }
+  }
+  // A record that is wrong does not reach the model.
+  write_token_folder(folder.path(), {{1, 2, 5}, {4, 0}}, 9, 4);
+  CHECK_THROWS_WITH(open_token_folder(folder.path(), 5, 1, 5)->sequence(0),
+                    ContainsSubstring("tokens.npy: token 5 at position 2 is beyond the vocabulary of 5 in the model"));
+}
+
 TEST_CASE("the stream depends on folder, length and seed alone, whatever is read in between and by whom") {
   const TemporaryFolder folder;
   write_token_folder(folder.path(), make_documents(50), 1000);
@@ -183,6 +208,10 @@ TEST_CASE("damaged token folders are refused by file and reason") {
     write_token_folder(folder, {{1, 2, 3}, {4, 5}}, 5);
     CHECK_THROWS_WITH(open()->sequence(0).tokens.size() + open()->sequence(1).tokens.size(),
                       ContainsSubstring("tokens.npy: token 5 at position 4 is beyond the vocabulary of 5"));
+  }
+  SECTION("a largest token that is none of the vocabulary's") {
+    write_token_folder(folder, {{1, 2, 3}, {4, 5}}, 6, 6);
+    CHECK_THROWS_WITH(open(), ContainsSubstring("data.json: /largest_token: integer from 0 to 5 expected, 6 found"));
   }
   SECTION("no tokens") {
     write_token_folder(folder, {{}}, 5);
