@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: MIT
 #include "eval/eval_config.h"
 
+#include <algorithm>
 #include <array>
+#include <iterator>
 
 #include "common/config/config_io.h"
 #include "common/error.h"
+#include "eval/input_files.h"
 
 namespace prulong {
 namespace {
@@ -73,6 +76,16 @@ EvalConfig load_eval_config(const std::filesystem::path& path, const std::vector
     }
   }
   return config;
+}
+
+std::vector<std::filesystem::path> files_of(const EvalConfig& config, const std::filesystem::path& path) {
+  std::vector<std::filesystem::path> files = files_of(config.model);
+  files.push_back(path);
+  for (const auto& source : config.data) std::ranges::move(files_of(source), std::back_inserter(files));
+  for (const auto& method : config.methods) {
+    if (method.type == MethodType::kPattern) files.push_back(file_of_pattern(method.path));
+  }
+  return files;
 }
 
 std::string eval_config_table() {

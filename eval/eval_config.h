@@ -46,6 +46,9 @@ void visit_config(ConfigVisitor& visitor, EvalConfig& config);
 /// @throws ConfigError in one line: file and line, key, what was found, what is allowed.
 EvalConfig load_eval_config(const std::filesystem::path& path, const std::vector<std::string>& overrides);
 
+/// Every file that is read, the configuration's own at `path` included.
+std::vector<std::filesystem::path> files_of(const EvalConfig& config, const std::filesystem::path& path);
+
 /// The contents of configs/eval.md: every key of prulong-eval.
 std::string eval_config_table();
 

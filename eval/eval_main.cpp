@@ -9,6 +9,7 @@
 #include "common/error.h"
 #include "eval/compare.h"
 #include "eval/eval_config.h"
+#include "eval/input_files.h"
 
 namespace {
 
@@ -27,6 +28,7 @@ void run(const prulong::ConfigCommand& command) {
   if (std::filesystem::is_directory(config.out)) {
     throw prulong::Error(config.out + ": a folder; name a file for out");
   }
+  prulong::refuse_inputs("out", {config.out}, prulong::files_of(config, command.path));
   const auto comparison =
       prulong::compare(config, [](const std::string& message) { std::fprintf(stderr, "%s\n", message.c_str()); });
   std::fputs(prulong::comparison_table(comparison.rows).c_str(), stdout);

@@ -11,6 +11,7 @@
 
 #include "common/error.h"
 #include "model/model_config.h"
+#include "eval/input_files.h"
 
 namespace prulong {
 namespace {
@@ -129,6 +130,12 @@ Pattern export_pattern(const ExportRequest& request, std::ostream& report) {
   }
 
   const Input input = detect(request.input);
+  if (request.out) {
+    std::vector<fs::path> inputs = {file_of_pattern(request.input), request.input / "full_attention_heads.tsv",
+                                    request.input / "config.json"};
+    if (request.model) inputs.push_back(*request.model / "config.json");
+    refuse_inputs("--out", {*request.out / "pattern.json", *request.out / "masks.tsv"}, inputs);
+  }
   Pattern pattern = read_input(request, input);
   std::string note;
   if (request.sparsity) pattern = rounded(pattern, *request.sparsity, request.input, note);

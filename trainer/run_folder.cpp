@@ -46,6 +46,11 @@ RunFolder::RunFolder(const fs::path& path, Resume resume) : path_(path) {
   const bool unused = is_unused(path, error);
   if (error) refuse("cannot be read: " + error.message());
   if (resume == Resume::kNever && !unused) refuse("is not empty, and run.resume is never");
+  for (const char* const name : {"checkpoints", "model"}) {
+    if (fs::exists(path / name, error) && !fs::is_directory(path / name, error)) {
+      refuse(std::string("holds a file ") + name + ", where a folder will be written");
+    }
+  }
   lock_ = ::open((path / kLockName).c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
   if (lock_ < 0) refuse(std::string("cannot be written: ") + std::strerror(errno) + "; make it writable");
   if (::flock(lock_, LOCK_EX | LOCK_NB) != 0) {
@@ -66,6 +71,21 @@ void RunFolder::describe(const TrainConfig& config, const std::map<std::string, 
   description["machine"] = machine(device);
   write_file_atomically(path_ / "run.json",
                         description.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+}
+
+std::vector<fs::path> run_outputs(const fs::path& folder) {
+  std::vector<fs::path> files;
+  for (const char* const name : {"config.yaml", "run.json", "metrics.jsonl", "log.txt", "pattern.json", "masks.tsv"}) {
+    files.push_back(folder / name);
+  }
+  for (const char* const name : {"checkpoints", "model"}) {
+    std::error_code error;
+    for (auto entry = fs::directory_iterator(folder / name, error); !error && entry != fs::end(entry);
+         entry.increment(error)) {
+      if (!entry->is_directory(error)) files.push_back(entry->path());
+    }
+  }
+  return files;
 }
 
 std::map<std::string, std::string> run_identity(const TrainConfig& config, std::map<std::string, std::string> facts) {

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "trainer/config.h"
 
@@ -35,6 +36,9 @@ class RunFolder {
   std::filesystem::path path_;
   int lock_ = -1;
 };
+
+/// The files that a run in this folder writes or replaces, those of its folders checkpoints and model as they are now.
+std::vector<std::filesystem::path> run_outputs(const std::filesystem::path& folder);
 
 /// What must stay the same when a run goes on: every key that decides its results, by "section.key", and `facts` (model
 /// and data fingerprints).

@@ -1,10 +1,19 @@
 // SPDX-License-Identifier: MIT
 // prulong-train CONFIG.yaml [key.path=value ...]
+#include <algorithm>
 #include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <system_error>
+#include <vector>
 
 #include "common/config/config_main.h"
 #include "trainer/config.h"
+#include "eval/input_files.h"
 #include "trainer/memory.h"
+#include "trainer/run_folder.h"
 #include "trainer/trainer.h"
 
 namespace {
@@ -18,6 +27,24 @@ const prulong::ConfigProgram kProgram = {
     {{"show-config", "print the resolved configuration and stop"},
      {"memory", "estimate the memory of a training step from the model's config.json alone, and stop"}}};
 
+/// Refuses a run that would write onto what it reads. Its own config.yaml may be the configuration, as long as it stays
+/// as it is; its own pattern.json may be what it goes on with, for that must have the mask that it began with.
+void refuse_inputs(const prulong::TrainConfig& config, const std::filesystem::path& path) {
+  std::vector<std::filesystem::path> inputs = files_of(config.model);
+  const std::filesystem::path dir = config.run.dir, pattern = prulong::file_of_pattern(config.gates.pattern);
+  std::error_code ignored;
+  const bool own = std::filesystem::exists(dir / "checkpoints", ignored) &&
+                   std::filesystem::equivalent(pattern, dir / "pattern.json", ignored);
+  if (!config.gates.pattern.empty() && !own) inputs.push_back(pattern);
+  for (const auto* const sources : {&config.data.train, &config.data.eval}) {
+    for (const auto& source : *sources) std::ranges::move(files_of(source), std::back_inserter(inputs));
+  }
+  std::ifstream file(path, std::ios::binary);
+  const std::string content(std::istreambuf_iterator<char>(file), {});
+  if (content != prulong::to_yaml(config)) inputs.push_back(path);
+  prulong::refuse_inputs("run.dir", prulong::run_outputs(dir), inputs);
+}
+
 void run(const prulong::ConfigCommand& command) {
   const auto config = prulong::load_train_config(command.path, command.overrides);
   if (command.switches.contains("show-config")) {
@@ -25,6 +52,7 @@ void run(const prulong::ConfigCommand& command) {
   } else if (command.switches.contains("memory")) {
     std::fputs(prulong::memory_report(config).c_str(), stdout);
   } else {
+    refuse_inputs(config, command.path);
     prulong::stop_on_signals();
     prulong::train(config);
   }
