@@ -11,6 +11,7 @@ if not torch.cuda.is_available():
     pytest.skip("no GPU", allow_module_level=True)
 
 from prulong.ops import gated_attention, masked_attention
+from test_autocast import check_operators
 from test_ops import check_against_reference, gates, make, with_gradients
 
 # (cu_seqlens, query heads, key heads, head_dim, sink, window). Head dims 64 and 128 go to our kernels on Hopper. Elsewhere, and
@@ -112,6 +113,14 @@ def test_memory_stays_linear(cudnn, dim):
     before = torch.cuda.memory_allocated()
     gated_attention(*inputs, cu, longest, **locality).sum().backward()
     assert torch.cuda.max_memory_allocated() - before < 400 << 20
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("backend", ["ours", "library"])
+def test_autocast(dtype, backend, monkeypatch):
+    if backend == "library":
+        monkeypatch.setenv("PRULONG_ATTENTION", "library")
+    check_operators("cuda", dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

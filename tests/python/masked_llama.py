@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: MIT
+"""A tiny random Llama, patterns for it, and its logits under a pattern as transformers computes them itself."""
+
+import copy
+import functools
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import prulong
+from prulong import Pattern
+
+LAYERS, KV_HEADS, VOCABULARY = 3, 2, 97
+SINK, WINDOW = 3, 7
+
+
+def llama_config(**changes):
+    shape = dict(
+        vocab_size=VOCABULARY,
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=6,
+        num_key_value_heads=KV_HEADS,
+        head_dim=16,
+        max_position_embeddings=256,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return LlamaConfig(**(shape | changes))
+
+
+@functools.cache
+def _llama():
+    torch.manual_seed(0)
+    return LlamaForCausalLM(llama_config()).eval()
+
+
+def llama():
+    """The model with its own attention: a copy, the same weights every time."""
+    return copy.deepcopy(_llama())
+
+
+def pattern_of(mask):
+    """The pattern with this mask, [LAYERS][KV_HEADS]."""
+    flat = [value for row in mask for value in row]
+    pattern = Pattern.from_scores(
+        prulong.ModelShape("llama", LAYERS, KV_HEADS, 6, 16), mask, 1 - sum(flat) / len(flat), SINK, WINDOW
+    )
+    assert pattern.mask == tuple(tuple(bool(value) for value in row) for row in mask)
+    return pattern
+
+
+MIXED = pattern_of([[1, 0], [0, 0], [0, 1]])
+GLOBAL = pattern_of([[1, 1]] * LAYERS)
+LOCAL = pattern_of([[0, 0]] * LAYERS)
+
+
+def tokens(batch, length, seed=1):
+    return torch.randint(1, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def masked_reference(model, pattern, ids, **inputs):
+    """Logits of `model` with the visibility rule spelled out: each layer's eager attention gets its own 4-D mask."""
+    model = copy.deepcopy(model)
+    model.set_attn_implementation("eager")
+    length = ids.shape[1]
+    query, key = torch.arange(length)[:, None], torch.arange(length)[None, :]
+    causal = key <= query
+    local = causal & ((key < pattern.sink) | (query - key < pattern.window))
+    for attention in model.modules():
+        if type(attention).__name__ != "LlamaAttention":
+            continue
+        visible = torch.stack([causal if is_global else local for is_global in pattern.mask[attention.layer_idx]])
+        visible = visible.repeat_interleave(3, dim=0)[None]  # 6 query heads of 2 KV heads
+        mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)
+
+        def put_mask(module, args, kwargs, mask=mask):
+            assert "attention_mask" in kwargs
+            return args, {**kwargs, "attention_mask": mask}
+
+        attention.register_forward_pre_hook(put_mask, with_kwargs=True)
+    return model(ids, use_cache=False, **inputs).logits
