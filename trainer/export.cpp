@@ -10,8 +10,8 @@
 #include <system_error>
 
 #include "common/error.h"
-#include "model/model_config.h"
 #include "eval/input_files.h"
+#include "model/model_config.h"
 
 namespace prulong {
 namespace {

@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "common/config/config_main.h"
-#include "trainer/config.h"
 #include "eval/input_files.h"
+#include "trainer/config.h"
 #include "trainer/memory.h"
 #include "trainer/run_folder.h"
 #include "trainer/trainer.h"

@@ -22,9 +22,7 @@ template <at::DeviceType kDevice>
 class Cast {
  public:
   at::Tensor lower(const at::Tensor& x) const { return to(at::autocast::get_autocast_dtype(kDevice), x); }
-  at::Tensor to(at::ScalarType type, const at::Tensor& x) const {
-    return at::autocast::cached_cast(type, x, kDevice);
-  }
+  at::Tensor to(at::ScalarType type, const at::Tensor& x) const { return at::autocast::cached_cast(type, x, kDevice); }
 
  private:
   c10::impl::ExcludeDispatchKeyGuard off_{at::autocast::get_autocast_dispatch_key_from_device_type(kDevice)};
@@ -34,8 +32,7 @@ template <at::DeviceType kDevice>
 at::Tensor gated_attention_autocast(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                     const at::Tensor& gate, const at::Tensor& cu_seqlens, c10::SymInt max_seqlen,
                                     int64_t sink, int64_t window, double scale) {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("prulong::gated_attention", "").typed<Gated>();
+  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("prulong::gated_attention", "").typed<Gated>();
   const Cast<kDevice> cast;
   return op.call(cast.lower(q), cast.lower(k), cast.lower(v), cast.to(at::kFloat, gate), cu_seqlens, max_seqlen, sink,
                  window, scale);

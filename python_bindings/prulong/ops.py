@@ -3,10 +3,10 @@
 
 Importing the package loads the library; these functions then add default values and documentation, nothing else. Both
 work under ``torch.compile``, ``torch.inference_mode`` and ``torch.autocast``, which casts q, k and v to its dtype and
-the gate to float32 (float64 stays float64), as it does for PyTorch's own attention. Bad arguments raise ``RuntimeError``
-with one line that names the argument, what was expected and what was found. On Hopper GPUs our own kernels do not wait
-for the device: there, wrong bounds of documents and gates outside [0, 1] give NaN instead, and ``max_seqlen`` is not
-read.
+the gate to float32 (float64 stays float64), as it does for PyTorch's own attention. Bad arguments raise
+``RuntimeError`` with one line that names the argument, what was expected and what was found. On Hopper GPUs our own
+kernels do not wait for the device: there, wrong bounds of documents and gates outside [0, 1] give NaN instead, and
+``max_seqlen`` is not read.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ import programs  # noqa: E402
 from build import ROOT, Build, Failure  # noqa: E402
 from store import Goldens, compare  # noqa: E402
 
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(ROOT / "benchmarks"))
 import bench_record  # noqa: E402
 
 PARTS = {"world": programs.write_world, "train": programs.record_training, "export": programs.record_export,

@@ -15,7 +15,8 @@ def make(device):
     """q, k, v as a model under autocast has them: rotated in float32, or straight out of a projection; gate; bounds."""
     generator = torch.Generator().manual_seed(2)
     q, k, v = (torch.randn(TOKENS, heads, 64, generator=generator).to(device) for heads in (4, 2, 2))
-    return q, k, v, torch.tensor([0.3, 1.0], device=device), torch.tensor([0, 15, TOKENS], dtype=torch.int32, device=device)
+    cu_seqlens = torch.tensor([0, 15, TOKENS], dtype=torch.int32, device=device)
+    return q, k, v, torch.tensor([0.3, 1.0], device=device), cu_seqlens
 
 
 def check_operators(device, dtype):

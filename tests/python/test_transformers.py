@@ -5,84 +5,22 @@ import copy
 
 import pytest
 import torch
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
+from masked_llama import GLOBAL, KV_HEADS, LAYERS, LOCAL, MIXED, llama, masked_reference, tokens
+from transformers import DynamicCache, StaticCache
 
 import prulong
 from prulong import Pattern
-
-LAYERS, KV_HEADS, VOCABULARY = 3, 2, 97
-SINK, WINDOW = 3, 7
 
 
 @pytest.fixture(scope="module")
 def reference():
     """The model with its own attention; tests apply patterns to copies."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=48,
-        intermediate_size=64,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=6,
-        num_key_value_heads=KV_HEADS,
-        head_dim=16,
-        max_position_embeddings=256,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    return LlamaForCausalLM(config).eval()
+    return llama()
 
 
 @pytest.fixture
-def model(reference):
-    return copy.deepcopy(reference)
-
-
-def pattern_of(mask):
-    """The pattern with this mask, [LAYERS][KV_HEADS]."""
-    flat = [value for row in mask for value in row]
-    pattern = Pattern.from_scores(
-        prulong.ModelShape("llama", LAYERS, KV_HEADS, 6, 16), mask, 1 - sum(flat) / len(flat), SINK, WINDOW
-    )
-    assert pattern.mask == tuple(tuple(bool(value) for value in row) for row in mask)
-    return pattern
-
-
-MIXED = pattern_of([[1, 0], [0, 0], [0, 1]])
-GLOBAL = pattern_of([[1, 1]] * LAYERS)
-LOCAL = pattern_of([[0, 0]] * LAYERS)
-
-
-def tokens(batch, length, seed=1):
-    return torch.randint(1, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))
-
-
-@torch.no_grad()
-def masked_reference(model, pattern, ids):
-    """Logits of `model` with the visibility rule spelled out: each layer's eager attention gets its own 4-D mask."""
-    model = copy.deepcopy(model)
-    model.set_attn_implementation("eager")
-    length = ids.shape[1]
-    query, key = torch.arange(length)[:, None], torch.arange(length)[None, :]
-    causal = key <= query
-    local = causal & ((key < pattern.sink) | (query - key < pattern.window))
-    hooks = []
-    for layer, row in enumerate(pattern.mask):
-        visible = torch.stack([causal if is_global else local for is_global in row])
-        visible = visible.repeat_interleave(3, dim=0)[None]  # 6 query heads of 2 KV heads
-        mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)
-
-        def put_mask(module, args, kwargs, mask=mask):
-            assert "attention_mask" in kwargs
-            return args, {**kwargs, "attention_mask": mask}
-
-        attention = model.model.layers[layer].self_attn
-        hooks.append(attention.register_forward_pre_hook(put_mask, with_kwargs=True))
-    logits = model(ids, use_cache=False).logits
-    for hook in hooks:
-        hook.remove()
-    return logits
+def model():
+    return llama()
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -150,18 +88,6 @@ def test_two_models_keep_their_own_patterns(reference):
     with torch.no_grad():
         torch.testing.assert_close(first(ids).logits, masked_reference(reference, LOCAL, ids), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(second(ids).logits, reference(ids).logits, rtol=1e-5, atol=1e-5)
-
-
-def test_a_config_of_two_models_takes_one_pattern(reference):
-    """They share the switch of the attention function: to remove one pattern would turn the other off."""
-    config = copy.deepcopy(reference.config)
-    first, second = LlamaForCausalLM(config), LlamaForCausalLM(config)
-    prulong.apply(first, LOCAL)
-    with pytest.raises(ValueError, match="shares its config with a model that has a pattern"):
-        prulong.apply(second, LOCAL)
-    prulong.apply(first, MIXED)
-    prulong.remove(first)
-    prulong.apply(second, LOCAL)
 
 
 def test_the_mask_is_no_part_of_the_checkpoint(reference, model):
