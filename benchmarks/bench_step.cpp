@@ -21,7 +21,7 @@
 
 #include "common/config/program.h"
 #include "model/llama.h"
-#include "model/llama_weights.h"
+#include "model/weights.h"
 #include "trainer/gates.h"
 #include "trainer/host_tensor.h"
 
@@ -81,7 +81,7 @@ struct StepTime {
 
 StepTime run_step(const prulong::Llama& model, const prulong::PackedTokens& input, const at::Tensor& labels,
                   const prulong::Gates& gates, int64_t step, int64_t sink, int64_t window,
-                  const prulong::Keeping& keeping) {
+                  const prulong::RecomputePolicy& policy) {
   const auto start = Clock::now();
   const prulong::GateSample sample = gates.sample(step, 0);
   at::Tensor heads = at::tensor(sample.z, at::kDouble)
@@ -89,7 +89,7 @@ StepTime run_step(const prulong::Llama& model, const prulong::PackedTokens& inpu
                          .to(at::kFloat)
                          .to(model.device())
                          .set_requires_grad(true);
-  const at::Tensor hidden = model.forward(input, {heads, sink, window}, keeping);
+  const at::Tensor hidden = model.forward(input, {heads, sink, window}, policy);
   const at::Tensor loss = prulong::next_token_loss(hidden, model.head_weight(), labels, kLossChunk)
                               .div(static_cast<double>(labels.size(0)));
   if (!(loss.item<double>() > 0)) throw std::runtime_error("the loss is not a positive number");  // waits for the GPU

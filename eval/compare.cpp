@@ -19,7 +19,7 @@ constexpr int64_t kLossChunk = 2048;
 
 struct Method {
   MethodResult row;
-  std::vector<HeadRoles> roles;
+  std::vector<HeadMask> mask;
 };
 
 std::string percent(double share) {
@@ -127,9 +127,9 @@ Comparison compare(const EvalConfig& config, const std::function<void(const std:
     const auto patterns = patterns_of(options, config, model.config().shape());
     for (const Pattern& pattern : patterns) {
       // Full attention needs no mask arithmetic at all: the plain path is the baseline.
-      method.roles.push_back(options.type == MethodType::kFull
-                                 ? HeadRoles{}
-                                 : HeadRoles::from_pattern(pattern, model.config(), model.device()));
+      method.mask.push_back(options.type == MethodType::kFull
+                                ? HeadMask{}
+                                : HeadMask::from_pattern(pattern, model.config(), model.device()));
     }
     const Pattern& first = patterns.front();
     method.row.label = options.label.empty() ? default_label(options, first) : options.label;
@@ -140,8 +140,8 @@ Comparison compare(const EvalConfig& config, const std::function<void(const std:
   Comparison comparison = {model.device().str(), dtype_name(model.dtype()), machine(model.device()), {}};
   for (Method& method : methods) {
     say("measuring: " + method.row.label);
-    for (const HeadRoles& roles : method.roles) {
-      method.row.results.push_back(evaluate(model, *source, 0, config.sequences, roles, true, kLossChunk));
+    for (const HeadMask& mask : method.mask) {
+      method.row.results.push_back(evaluate(model, *source, 0, config.sequences, mask, true, kLossChunk));
     }
     comparison.rows.push_back(std::move(method.row));
   }

@@ -36,15 +36,15 @@ void count_answers(const at::Tensor& is_answer, const at::Tensor& right_rows, Ev
 
 }  // namespace
 
-EvalResult evaluate(const Llama& model, const Source& source, int64_t first, int64_t count, const HeadRoles& roles,
+EvalResult evaluate(const Llama& model, const Source& source, int64_t first, int64_t count, const HeadMask& mask,
                     bool answers_only, int64_t loss_chunk) {
   const at::NoGradGuard no_grad;
   EvalResult result;
   double loss = 0;
   int64_t right_tokens = 0, right_answers = 0;
   for (int64_t n = first; n < first + count; ++n) {
-    const Batch batch = make_batch(source.sequence(n), answers_only, model.device());
-    const auto hidden = model.forward(batch.input, roles);
+    const Batch batch = make_batch(source.sequence(n), model.config().vocab_size, answers_only, model.device());
+    const auto hidden = model.forward(batch.input, mask);
     loss += next_token_loss(hidden, model.head_weight(), batch.labels, loss_chunk).item<double>();
     result.labels += batch.label_count;
     ++result.sequences;

@@ -8,7 +8,7 @@
 
 namespace prulong {
 
-/// What a model does on held-out sequences under given head roles, every token predicted from the true ones before it.
+/// What a model does on held-out sequences under given head mask, every token predicted from the true ones before it.
 struct EvalResult {
   int64_t sequences = 0;
   int64_t labels = 0;
@@ -22,7 +22,7 @@ struct EvalResult {
 /// @param first, count  which sequences of the source.
 /// @param answers_only  measure the loss on answer tokens alone: the cheap way when only recall is asked for.
 /// @param loss_chunk    rows of logits that exist at one time.
-EvalResult evaluate(const Llama& model, const Source& source, int64_t first, int64_t count, const HeadRoles& roles,
+EvalResult evaluate(const Llama& model, const Source& source, int64_t first, int64_t count, const HeadMask& mask,
                     bool answers_only, int64_t loss_chunk);
 
 }  // namespace prulong

@@ -3,8 +3,6 @@
 
 #include <ATen/ops/empty.h>
 
-#include <algorithm>
-
 #include "common/error.h"
 
 namespace prulong {
@@ -14,7 +12,7 @@ constexpr int64_t kIgnored = -100;
 
 }  // namespace
 
-Batch make_batch(const Sequence& sequence, bool answers_only, at::Device device) {
+Batch make_batch(const Sequence& sequence, int64_t vocab_size, bool answers_only, at::Device device) {
   const auto length = static_cast<int64_t>(sequence.tokens.size());
   const bool has_answers = !sequence.is_answer.empty();
   if (answers_only && !has_answers) {
@@ -30,7 +28,6 @@ Batch make_batch(const Sequence& sequence, bool answers_only, at::Device device)
   Batch batch;
   for (size_t d = 0; d + 1 < sequence.cu_seqlens.size(); ++d) {
     const int64_t begin = sequence.cu_seqlens[d], end = sequence.cu_seqlens[d + 1];
-    batch.input.max_seqlen = std::max(batch.input.max_seqlen, end - begin);
     for (int64_t t = begin; t < end; ++t) {
       const auto next = static_cast<size_t>(t) + 1;
       token[t] = sequence.tokens[static_cast<size_t>(t)];
@@ -41,10 +38,8 @@ Batch make_batch(const Sequence& sequence, bool answers_only, at::Device device)
       batch.label_count += wanted;
     }
   }
-  auto offsets = at::empty({static_cast<int64_t>(sequence.cu_seqlens.size())}, at::kInt);
-  std::copy(sequence.cu_seqlens.begin(), sequence.cu_seqlens.end(), offsets.mutable_data_ptr<int32_t>());
-  batch.input.tokens = tokens.to(device);
-  batch.input.cu_seqlens = offsets.to(device);
+  check_tokens(tokens, vocab_size);
+  batch.input = PackedTokens::documents(tokens.to(device), sequence.cu_seqlens);
   batch.labels = labels.to(device);
   if (has_answers) batch.is_answer = answers.to(device);
   return batch;

@@ -18,8 +18,9 @@ struct Batch {
   int64_t label_count = 0;
 };
 
+/// @param vocab_size    of the model: other ids are refused here, on the host.
 /// @param answers_only  labels only where the next token is part of an answer.
-/// @throws Error if answers are wanted and the sequence has none.
-Batch make_batch(const Sequence& sequence, bool answers_only, at::Device device);
+/// @throws Error if answers are wanted and the sequence has none, or a token is outside the vocabulary.
+Batch make_batch(const Sequence& sequence, int64_t vocab_size, bool answers_only, at::Device device);
 
 }  // namespace prulong

@@ -95,7 +95,7 @@ struct SwiGlu : torch::autograd::Function<SwiGlu> {
   }
 };
 
-/// The gradients of `project` without a bias, as autograd computes them for at::linear and WideLinear.
+/// The gradients of `linear` without a bias, as autograd computes them for at::linear and WideLinear.
 at::Tensor project_input_gradient(const at::Tensor& grad, const at::Tensor& weight) {
   if (matmul_dtype(grad) == grad.scalar_type()) return at::mm(grad, weight);
   return at::mm(grad.to(at::kFloat), weight.to(at::kFloat)).to(weight.scalar_type());
@@ -155,7 +155,7 @@ at::Tensor feed_forward_gradients(const at::Tensor& gate, const at::Tensor& up, 
   return FeedForwardGradients::apply(gate, up, down, residual);
 }
 
-at::Tensor project(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
   if (matmul_dtype(x) == x.scalar_type()) return at::linear(x, weight, bias);
   const at::Tensor product = WideLinear::apply(x, weight);
   return bias.defined() ? product.add(bias) : product;

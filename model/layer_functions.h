@@ -17,14 +17,14 @@ at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up);
 /// x [T, in] times weight [out, in] transposed, plus bias [out] if there is one: [T, out]. Differentiable; a frozen
 /// weight gets no gradient computed and makes nothing saved but itself. bfloat16 and float16 on a CPU that is slow in
 /// them are multiplied in float32.
-at::Tensor project(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias = {});
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias = {});
 
-/// What project(swiglu(gate, up), down) + residual is to a backward pass: that sum's gradients for all four, and a
+/// What linear(swiglu(gate, up), down) + residual is to a backward pass: that sum's gradients for all four, and a
 /// tensor of its shape [T, hidden] without values (and without memory for them). Saves gate and up.
 at::Tensor feed_forward_gradients(const at::Tensor& gate, const at::Tensor& up, const at::Tensor& down,
                                   const at::Tensor& residual);
 
-/// The dtype in which `project` multiplies tensors like x.
+/// The dtype in which `linear` multiplies tensors like x.
 at::ScalarType matmul_dtype(const at::Tensor& x);
 
 }  // namespace prulong

@@ -4,44 +4,23 @@
 #include <ATen/core/Tensor.h>
 
 #include <filesystem>
-#include <vector>
+#include <memory>
 
-#include "model/llama_layer.h"
+#include "model/attention.h"
 #include "model/model_config.h"
-#include "model/pattern.h"
+#include "model/packed_tokens.h"
 #include "model/safetensors.h"
+#include "model/weights.h"
 
 namespace prulong {
 
-/// Token sequence of several documents, each attending only to itself.
-struct PackedTokens {
-  at::Tensor tokens;      ///< [T] int64, model's device
-  at::Tensor cu_seqlens;  ///< [docs + 1] int32, model's device, 0 .. T
-  int64_t max_seqlen = 0;
-
-  /// One document.
-  static PackedTokens single(const at::Tensor& tokens);
-};
-
-/// Which keys each KV head sees.
-struct HeadRoles {
-  /// [layers, kv_heads] on the model's device. float32 in [0, 1]: gates, mixed by gated_attention and differentiable.
-  /// bool: 1 = global, by masked_attention (no gradients). Undefined: every head global (gated_attention with gate 1).
-  at::Tensor heads;
-  int64_t sink = 0;
-  int64_t window = 1;
-
-  /// Roles of a pattern, after Pattern::check_fits.
-  static HeadRoles from_pattern(const Pattern& pattern, const ModelConfig& config, at::Device device);
-};
-
 /// What a forward pass keeps for its backward pass.
-struct Keeping {
+struct RecomputePolicy {
   bool inputs_only = false;       ///< only each layer's input; the layer is computed again
-  int64_t attention_results = 0;  ///< then also gated attention's results, of so many layers
+  int64_t attention_results = 0;  ///< then also gated attention's results, of so many layers (PackedAttention)
 };
 
-/// A pretrained Llama-like decoder with packed documents and head roles. Weights are plain tensors, frozen (no
+/// A pretrained Llama-like decoder. Weights are plain tensors, frozen (no
 /// requires_grad) unless set_trainable(true); gradients of frozen weights are neither computed nor stored.
 class Llama {
  public:
@@ -63,34 +42,40 @@ class Llama {
   at::Device device() const;
   at::ScalarType dtype() const;
 
-  /// Hidden states after the final norm, [T, hidden_size] in the model's dtype. RoPE positions count from each
-  /// document's start. Values and gradients do not depend on `keeping`, not by a bit where the operators are
-  /// deterministic. On a GPU the checks wait for it once or twice a call.
-  /// @throws Error if a token id is outside the vocabulary (naming id and position), if cu_seqlens does not run from 0
-  ///         to T, or if the roles' shape, dtype or device does not fit.
-  at::Tensor forward(const PackedTokens& input, const HeadRoles& roles, const Keeping& keeping = {}) const;
+  /// Hidden states after the final norm, [T, hidden_size] in the model's dtype. Nothing is read back from a GPU: ids of
+  /// tokens there are checked where batches are made (check_tokens), ids on the CPU here too.
+  /// @param tokens     [T] int64, @param positions  [T] float32, both on the model's device.
+  /// @param attention  how the pass attends; kept alive until its backward pass is over.
+  /// @param inputs_only  keep only each layer's input for the backward pass and compute the layer again. Values and
+  ///                   gradients do not depend on it, not by a bit where the operators are deterministic.
+  /// @throws Error if shapes, dtypes or devices do not fit, or a token id on the CPU is outside the vocabulary.
+  at::Tensor forward(const at::Tensor& tokens, const at::Tensor& positions, const std::shared_ptr<Attention>& attention,
+                     bool inputs_only = false) const;
+
+  /// The same over packed documents under a mask.
+  at::Tensor forward(const PackedTokens& input, const HeadMask& mask, const RecomputePolicy& policy = {}) const;
 
   /// [T, vocab_size] logits of hidden states. For a few rows; training uses next_token_loss, which never holds all of
   /// them.
   at::Tensor logits(const at::Tensor& hidden) const;
 
   /// lm_head.weight, or the embedding when tied: [vocab_size, hidden_size].
-  const at::Tensor& head_weight() const;
+  const at::Tensor& head_weight() const { return weights_.head(); }
 
   /// Every weight by its Hugging Face name (a tied head appears once, as the embedding), for training and saving.
-  const TensorMap& weights() const { return weights_; }
+  const TensorMap& weights() const { return weights_.shards(); }
 
   /// Makes all weights leaves that require gradients (copied out of a read-only mapping), or frozen again.
-  void set_trainable(bool trainable);
+  void set_trainable(bool trainable) { weights_.set_trainable(trainable); }
 
  private:
-  void bind_layers();
-
   ModelConfig config_;
-  TensorMap weights_;
-  std::vector<LayerWeights> layers_;  // handles of weights_, by layer
-  at::Tensor rope_frequencies_;       // on the model's device
+  Weights weights_;
+  at::Tensor rope_frequencies_;  // on the model's device
 };
+
+/// Refuses ids outside a vocabulary, naming id and position. @param tokens  [T] int64, on the CPU.
+void check_tokens(const at::Tensor& tokens, int64_t vocab_size);
 
 /// Sum over rows of the cross entropy (nats, scalar; float32, float64 for float64 inputs) of `hidden` [T, hidden_size]
 /// against `labels` [T] int64, -100 = ignored, through `head` [vocab_size, hidden_size]. Logits exist for `chunk` rows

@@ -25,10 +25,10 @@ struct Recomputed : torch::autograd::Function<Recomputed> {
   static at::Tensor forward(AutogradContext* ctx, at::TensorList inputs,
                             const c10::intrusive_ptr<FunctionHolder>& holder) {
     ctx->saved_data[kHolder] = c10::IValue::make_capsule(holder);
-    Replay replay;
-    at::Tensor out = holder->function(inputs.vec(), replay);
+    RecomputeState state;
+    at::Tensor out = holder->function(inputs.vec(), state);
     variable_list saved = inputs.vec();
-    saved.insert(saved.end(), replay.kept.begin(), replay.kept.end());
+    saved.insert(saved.end(), state.kept.begin(), state.kept.end());
     ctx->saved_data[kInputs] = static_cast<int64_t>(inputs.size());
     ctx->save_for_backward(std::move(saved));
     return out;
@@ -39,7 +39,7 @@ struct Recomputed : torch::autograd::Function<Recomputed> {
     const auto& function = static_cast<const FunctionHolder*>(held.get())->function;
     variable_list saved = ctx->get_saved_variables();
     const auto kept = saved.begin() + ctx->saved_data[kInputs].toInt();
-    Replay replay{true, {kept, saved.end()}};
+    RecomputeState state{true, {kept, saved.end()}, {}};
     saved.erase(kept, saved.end());
     variable_list inputs, wanted;
     for (const at::Tensor& input : saved) {
@@ -49,7 +49,7 @@ struct Recomputed : torch::autograd::Function<Recomputed> {
       wanted.push_back(inputs.back());
     }
     const c10::AutoGradMode recording(true);
-    const variable_list found = torch::autograd::grad({function(inputs, replay)}, wanted, {grads[0]},
+    const variable_list found = torch::autograd::grad({function(inputs, state)}, wanted, {grads[0]},
                                                       /*retain_graph=*/false, /*create_graph=*/false,
                                                       /*allow_unused=*/true);
     variable_list result;

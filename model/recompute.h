@@ -9,13 +9,14 @@
 namespace prulong {
 
 /// The run that a function is in.
-struct Replay {
+struct RecomputeState {
   bool again = false;            ///< for the gradients alone: of what the function returns only the shape matters
   std::vector<at::Tensor> kept;  ///< what the first run leaves here, the second finds; no gradient passes through it
+  at::Tensor gates;              ///< set by the layer: its gates as an input of the function, for Attention::attend
 };
 
 /// A tensor out of tensors, without side effects: the same inputs give the same output bit for bit.
-using TensorFunction = std::function<at::Tensor(const std::vector<at::Tensor>& inputs, Replay& replay)>;
+using TensorFunction = std::function<at::Tensor(const std::vector<at::Tensor>& inputs, RecomputeState& state)>;
 
 /// function(inputs), keeping only the inputs, and what the function chooses to keep, for the backward pass, which runs
 /// the function again. Gradients are those of the plain call, exactly.

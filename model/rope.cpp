@@ -73,6 +73,6 @@ RopeTable rope_table(const at::Tensor& frequencies, const at::Tensor& positions,
   return {angles.cos().to(dtype), angles.sin().to(dtype)};
 }
 
-at::Tensor apply_rope(const at::Tensor& x, const RopeTable& table) { return Rope::apply(x, table.cos, table.sin); }
+at::Tensor rotate(const at::Tensor& x, const RopeTable& table) { return Rope::apply(x, table.cos, table.sin); }
 
 }  // namespace prulong

@@ -21,8 +21,8 @@ at::Tensor rope_frequencies(const RopeConfig& rope, int64_t head_dim);
 /// @param positions    [T] float32, same device.
 RopeTable rope_table(const at::Tensor& frequencies, const at::Tensor& positions, at::ScalarType dtype);
 
-/// Turns x [T, heads, head_dim] by its positions; dimension i pairs with i + head_dim / 2. Differentiable in x; saves
+/// Rotates x [T, heads, head_dim] by its positions; dimension i pairs with i + head_dim / 2. Differentiable in x; saves
 /// only the table.
-at::Tensor apply_rope(const at::Tensor& x, const RopeTable& table);
+at::Tensor rotate(const at::Tensor& x, const RopeTable& table);
 
 }  // namespace prulong

@@ -67,7 +67,7 @@ int64_t activation_bytes(const ModelConfig& config, int64_t tokens, int64_t elem
   return config.layers * tokens * kept_elements(config, train_weights) * element_size;
 }
 
-MemoryNeed memory_need(const Llama& model, const TrainConfig& config, const Keeping& keeping) {
+MemoryNeed memory_need(const Llama& model, const TrainConfig& config, const RecomputePolicy& policy) {
   const ModelConfig& shape = model.config();
   const int64_t tokens = config.train.seq_len, element_size = static_cast<int64_t>(at::elementSize(model.dtype()));
   const bool train_weights = config.train.mode != TrainMode::kMasks;
@@ -85,15 +85,15 @@ MemoryNeed memory_need(const Llama& model, const TrainConfig& config, const Keep
   // The final norm's input and output, and RoPE's cosines and sines.
   const int64_t shared = tokens * (2 * shape.hidden_size + shape.head_dim) * element_size;
   const int64_t results =
-      std::min(keeping.attention_results, shape.layers) * attention_result_bytes(shape, tokens, element_size);
-  need.activations = (keeping.inputs_only ? layer_inputs + results : all_layers) + shared;
+      std::min(policy.attention_results, shape.layers) * attention_result_bytes(shape, tokens, element_size);
+  need.activations = (policy.inputs_only ? layer_inputs + results : all_layers) + shared;
   const int64_t layer =
-      tokens * layer_work_elements(shape) * element_size + (keeping.inputs_only ? all_layers / shape.layers : 0);
+      tokens * layer_work_elements(shape) * element_size + (policy.inputs_only ? all_layers / shape.layers : 0);
   need.work = std::max(layer, loss_work_bytes(shape, tokens, config.train.loss_chunk, element_size));
   return need;
 }
 
-Keeping plan_keeping(const Llama& model, const TrainConfig& config, int64_t available) {
+RecomputePolicy plan_recompute(const Llama& model, const TrainConfig& config, int64_t available) {
   const ModelConfig& shape = model.config();
   const auto element_size = static_cast<int64_t>(at::elementSize(model.dtype()));
   const int64_t tokens = config.train.seq_len;

@@ -27,11 +27,11 @@ struct MemoryNeed {
 };
 
 /// @param model  one without values will do.
-MemoryNeed memory_need(const Llama& model, const TrainConfig& config, const Keeping& keeping);
+MemoryNeed memory_need(const Llama& model, const TrainConfig& config, const RecomputePolicy& policy);
 
 /// What a step keeps where `available` bytes are free beside the weights and their optimizer: everything if that fits
 /// into half of them; else the layers' inputs, and the attention's results of as many layers as fit into nine tenths.
-Keeping plan_keeping(const Llama& model, const TrainConfig& config, int64_t available);
+RecomputePolicy plan_recompute(const Llama& model, const TrainConfig& config, int64_t available);
 
 /// The shape of the configured model and the memory of a training step, as a table for people. Reads the model's
 /// config.json and nothing else: no weights, no data.

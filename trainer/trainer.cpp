@@ -72,7 +72,7 @@ class Trainer {
       weights_optimizer_.emplace(model_, AdamWOptions{config.optimizer.beta1, config.optimizer.beta2,
                                                       config.optimizer.eps, config.optimizer.weight_decay, false});
     }
-    keeping_ = decide_keeping();
+    policy_ = decide_policy();
     facts_ = find_facts();
     resume();
   }
@@ -140,9 +140,9 @@ class Trainer {
     return Gates::from_mask(shape_.layers, shape_.kv_heads, start_->mask, g.init_mean, g.init_std, seed);
   }
 
-  Keeping decide_keeping() const {
+  RecomputePolicy decide_policy() const {
     if (config_.train.recompute != Recompute::kAuto) return {config_.train.recompute == Recompute::kOn};
-    return plan_keeping(model_, config_, available_bytes(device_));
+    return plan_recompute(model_, config_, available_bytes(device_));
   }
 
   // --- Starting and resuming ---------------------------------------------------------------------------------------
@@ -186,14 +186,14 @@ class Trainer {
                (device_.is_cpu() ? " (" + std::to_string(at::get_num_threads()) + " threads)" : ""));
     if (const auto note = dtype_note(config_.model, model_)) log_->info(*note);
     log_->info(std::to_string(config_.train.steps) + " steps of " + std::to_string(config_.train.sequences_per_step) +
-               " x " + std::to_string(config_.train.seq_len) + " tokens" + describe_keeping());
+               " x " + std::to_string(config_.train.seq_len) + " tokens" + describe_policy());
   }
 
-  std::string describe_keeping() const {
-    if (!keeping_.inputs_only) return "";
+  std::string describe_policy() const {
+    if (!policy_.inputs_only) return "";
     const std::string layers = ", computing layers again in the backward pass";
-    if (keeping_.attention_results == 0) return layers;
-    return layers + ", without the attention of " + std::to_string(keeping_.attention_results);
+    if (policy_.attention_results == 0) return layers;
+    return layers + ", without the attention of " + std::to_string(policy_.attention_results);
   }
 
   // --- One optimizer step ------------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ class Trainer {
     std::vector<Batch> batches;
     StepResult result;
     for (int64_t i = 0; i < micro_steps; ++i) {
-      batches.push_back(make_batch(train_data_->sequence(sequences_ + i),
+      batches.push_back(make_batch(train_data_->sequence(sequences_ + i), model_.config().vocab_size,
                                    config_.train.loss_tokens == LossTokens::kAnswers, device_));
       result.labels += batches.back().label_count;
     }
@@ -217,15 +217,15 @@ class Trainer {
       if (stop_requested) return abandon_step();
       const GateSample sample = trains_gates() ? learner_.gates().sample(step_, i) : fixed_sample();
       const auto z = to_tensor(sample.z).view({shape_.layers, shape_.kv_heads}).to(device_, at::kFloat);
-      HeadRoles roles{z, config_.attention.sink, config_.attention.window};
-      if (trains_gates()) roles.heads.set_requires_grad(true);
-      const auto hidden = model_.forward(batches[static_cast<size_t>(i)].input, roles, keeping_);
+      HeadMask mask{z, config_.attention.sink, config_.attention.window};
+      if (trains_gates()) mask.heads.set_requires_grad(true);
+      const auto hidden = model_.forward(batches[static_cast<size_t>(i)].input, mask, policy_);
       const auto loss = next_token_loss(hidden, model_.head_weight(), batches[static_cast<size_t>(i)].labels,
                                         config_.train.loss_chunk)
                             .div(static_cast<double>(result.labels));
       result.loss_nats += loss.item<double>();
       loss.backward();
-      accumulate(sample, roles.heads, micro_steps, gate_gradient, mean_sample, result);
+      accumulate(sample, mask.heads, micro_steps, gate_gradient, mean_sample, result);
     }
     finish_step(gate_gradient, mean_sample, result);
     return result;
@@ -322,10 +322,10 @@ class Trainer {
   }
 
   void evaluate_held_out() {
-    const auto measure = [&](const HeadRoles& roles) {
-      return evaluate(model_, *eval_data_, 0, config_.eval.sequences, roles, false, config_.train.loss_chunk);
+    const auto measure = [&](const HeadMask& mask) {
+      return evaluate(model_, *eval_data_, 0, config_.eval.sequences, mask, false, config_.train.loss_chunk);
     };
-    const auto full = measure({}), masked = measure(HeadRoles::from_pattern(pattern(), model_.config(), device_));
+    const auto full = measure({}), masked = measure(HeadMask::from_pattern(pattern(), model_.config(), device_));
     const auto as_json = [](const EvalResult& h) {
       nlohmann::json object = {{"loss_nats", h.loss_nats}, {"labels", h.labels}};
       if (h.answer_tokens > 0) {
@@ -405,7 +405,7 @@ class Trainer {
   std::optional<WeightsOptimizer> weights_optimizer_;
   LearningRateSchedule learning_rate_;
   std::optional<RunLog> log_;
-  Keeping keeping_;
+  RecomputePolicy policy_;
   int64_t step_ = 0, sequences_ = 0, skipped_in_a_row_ = 0;
 };
 

@@ -98,12 +98,12 @@ TEST_CASE("A source without answers has a loss, by document") {
   CHECK(found.loss_nats == Approx(loss_of(model, sequence, std::vector<uint8_t>(7, 1)) / 4).epsilon(1e-5));
 }
 
-TEST_CASE("Head roles make the difference they should") {
+TEST_CASE("Head mask make the difference they should") {
   const Llama model = tiny_llama(at::kFloat);
   Sequence sequence{{}, {0, 24}, {}};
   for (int32_t t = 0; t < 24; ++t) sequence.tokens.push_back((t * 7 + t * t) % 37);
   const Given source({sequence});
-  const auto loss = [&](const HeadRoles& roles) { return evaluate(model, source, 0, 1, roles, false, 64).loss_nats; };
+  const auto loss = [&](const HeadMask& mask) { return evaluate(model, source, 0, 1, mask, false, 64).loss_nats; };
   const std::vector<int64_t> shape = {2, 2};
   const double full = loss({});
   CHECK(loss({at::ones(shape, at::kBool), 1, 2}) == Approx(full).epsilon(1e-6));

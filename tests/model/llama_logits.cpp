@@ -72,8 +72,7 @@ int run(const std::vector<std::string>& arguments) {
   const Llama model = Llama::load(arguments[0], arguments[2] == "float32" ? at::kFloat : at::kBFloat16, at::kCPU);
   std::cout << "load_cpu_seconds " << static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC << "\n";
 
-  const PackedTokens input{at::tensor(tokens), at::tensor(boundaries, at::TensorOptions().dtype(at::kInt)),
-                           static_cast<int64_t>(tokens.size())};
+  const PackedTokens input = PackedTokens::documents(at::tensor(tokens), boundaries);
   const std::filesystem::path out = arguments[1];
   if (std::filesystem::exists(out / "gates.safetensors")) {
     write_gradients(model, input, next_tokens(tokens, boundaries), out);

@@ -25,7 +25,7 @@ std::vector<T> values_of(const at::Tensor& tensor) {
 }  // namespace
 
 TEST_CASE("A label is the next token of the same document") {
-  const Batch batch = make_batch(three_documents(), false, at::kCPU);
+  const Batch batch = make_batch(three_documents(), 11, false, at::kCPU);
   CHECK(batch.input.tokens.scalar_type() == at::kLong);
   CHECK(values_of<int64_t>(batch.input.tokens) == std::vector<int64_t>{5, 6, 7, 8, 9, 10});
   CHECK(batch.input.cu_seqlens.scalar_type() == at::kInt);
@@ -39,23 +39,23 @@ TEST_CASE("A label is the next token of the same document") {
 
 TEST_CASE("Answers are marked where they are predicted, not where they stand") {
   // The token that opens a document is never predicted, answer or not.
-  const Batch all = make_batch(three_documents({0, 0, 1, 1, 0, 1}), false, at::kCPU);
+  const Batch all = make_batch(three_documents({0, 0, 1, 1, 0, 1}), 11, false, at::kCPU);
   CHECK(values_of<int64_t>(all.labels) == std::vector<int64_t>{6, 7, -100, -100, 10, -100});
   CHECK(all.label_count == 3);
   REQUIRE(all.is_answer.scalar_type() == at::kBool);
   CHECK(values_of<int64_t>(all.is_answer.to(at::kLong)) == std::vector<int64_t>{0, 1, 0, 0, 1, 0});
 
-  const Batch answers = make_batch(three_documents({0, 0, 1, 1, 0, 1}), true, at::kCPU);
+  const Batch answers = make_batch(three_documents({0, 0, 1, 1, 0, 1}), 11, true, at::kCPU);
   CHECK(values_of<int64_t>(answers.labels) == std::vector<int64_t>{-100, 7, -100, -100, 10, -100});
   CHECK(answers.label_count == 2);
   CHECK(at::equal(answers.is_answer, all.is_answer));
 
-  const Batch none = make_batch(three_documents({1, 0, 0, 1, 1, 0}), true, at::kCPU);
+  const Batch none = make_batch(three_documents({1, 0, 0, 1, 1, 0}), 11, true, at::kCPU);
   CHECK(values_of<int64_t>(none.labels) == std::vector<int64_t>(6, -100));
   CHECK(none.label_count == 0);
 }
 
 TEST_CASE("Answers are not to be had from a source without them") {
-  CHECK_THROWS_WITH(make_batch(three_documents(), true, at::kCPU),
+  CHECK_THROWS_WITH(make_batch(three_documents(), 11, true, at::kCPU),
                     ContainsSubstring("train.loss_tokens") && ContainsSubstring("type: recall"));
 }

@@ -58,7 +58,7 @@ TEST_CASE("layer functions: project multiplies narrow dtypes at least as well as
     const at::Tensor narrow_w = weight.detach().to(dtype).set_requires_grad(true);
     const at::Tensor wide_x = narrow_x.detach().to(at::kDouble).set_requires_grad(true);
     const at::Tensor wide_w = narrow_w.detach().to(at::kDouble).set_requires_grad(true);
-    const at::Tensor found = project(narrow_x, narrow_w), expected = wide_x.mm(wide_w.t());
+    const at::Tensor found = linear(narrow_x, narrow_w), expected = wide_x.mm(wide_w.t());
     const double tolerance = dtype == at::kHalf ? 2e-3 : 1e-2;  // two roundings of the result
     CHECK(found.scalar_type() == dtype);
     CHECK(at::allclose(found.to(at::kDouble), expected, tolerance, tolerance));
@@ -79,8 +79,8 @@ TEST_CASE("layer functions: nothing is recorded when nothing needs a gradient") 
   const at::Tensor x = at::randn({3, 4}), w = at::randn({4}), matrix = at::randn({4, 4});
   CHECK_FALSE(rms_norm(x, w, 0.1).requires_grad());
   CHECK_FALSE(swiglu(x, x).requires_grad());
-  CHECK_FALSE(project(x, matrix).requires_grad());
-  CHECK_FALSE(project(x.to(at::kHalf), matrix.to(at::kHalf)).requires_grad());
+  CHECK_FALSE(linear(x, matrix).requires_grad());
+  CHECK_FALSE(linear(x.to(at::kHalf), matrix.to(at::kHalf)).requires_grad());
 }
 
 }  // namespace

@@ -30,7 +30,7 @@ const auto kF64 = at::TensorOptions().dtype(at::kDouble);
 const auto kI32 = at::TensorOptions().dtype(at::kInt);
 
 /// Three documents of 5, 1 and 7 tokens.
-PackedTokens three_documents() { return {test::random_tokens(13, 37), at::tensor({0, 5, 6, 13}, kI32), 7}; }
+PackedTokens three_documents() { return PackedTokens::documents(test::random_tokens(13, 37), {0, 5, 6, 13}); }
 
 /// Gates of every sort: closed, open and in between.
 at::Tensor mixed_gates() { return at::tensor({0.3, 1.0, 0.0, 0.8}, kF64).view({2, 2}); }
@@ -92,29 +92,29 @@ at::Tensor score(const at::Tensor& hidden) {
 TEST_CASE("llama: the textbook formulas, gates and packed documents included") {
   const Llama model = GENERATE(false, true) ? test::extended_llama(at::kDouble) : tiny_llama(at::kDouble);
   const PackedTokens input = three_documents();
-  const HeadRoles roles{mixed_gates(), 1, 2};
+  const HeadMask mask{mixed_gates(), 1, 2};
   std::vector<at::Tensor> alone;
   for (const auto& [begin, length] : {std::pair{0, 5}, std::pair{5, 1}, std::pair{6, 7}}) {
-    alone.push_back(textbook(model, input.tokens.narrow(0, begin, length), roles.heads, roles.sink, roles.window));
+    alone.push_back(textbook(model, input.tokens.narrow(0, begin, length), mask.heads, mask.sink, mask.window));
   }
   // 1e-6: RoPE's frequencies are float32, as everywhere.
-  CHECK(at::allclose(model.forward(input, roles), at::cat(alone, 0), 0, 1e-6));
+  CHECK(at::allclose(model.forward(input, mask), at::cat(alone, 0), 0, 1e-6));
   CHECK_FALSE(at::allclose(model.forward(input, {}), at::cat(alone, 0), 0, 1e-2));
 }
 
 TEST_CASE("llama: packed documents give what each gives alone") {
   const Llama model = tiny_llama(at::kDouble);
   const PackedTokens input = three_documents();
-  const HeadRoles roles{mixed_gates(), 1, 2};
-  const at::Tensor packed = model.forward(input, roles);
+  const HeadMask mask{mixed_gates(), 1, 2};
+  const at::Tensor packed = model.forward(input, mask);
   for (const auto& [begin, length] : {std::pair{0, 5}, std::pair{5, 1}, std::pair{6, 7}}) {
-    const at::Tensor alone = model.forward(PackedTokens::single(input.tokens.narrow(0, begin, length)), roles);
+    const at::Tensor alone = model.forward(PackedTokens::single(input.tokens.narrow(0, begin, length)), mask);
     // Attention sees only differences of positions: that they restart shows in the float32 angles' rounding alone.
     CHECK(at::allclose(packed.narrow(0, begin, length), alone, 0, 1e-12));
   }
 }
 
-TEST_CASE("llama: boolean roles, gates of zero and one, and no roles agree") {
+TEST_CASE("llama: boolean mask, gates of zero and one, and no mask agree") {
   const Llama model = tiny_llama(at::kFloat);
   const PackedTokens input = three_documents();
   const at::Tensor mask = at::tensor({1, 0, 0, 1}).to(at::kBool).view({2, 2});
@@ -126,7 +126,7 @@ TEST_CASE("llama: boolean roles, gates of zero and one, and no roles agree") {
   CHECK_FALSE(at::allclose(open, by_mask, 1e-2, 1e-2));
 }
 
-TEST_CASE("llama: roles of a pattern") {
+TEST_CASE("llama: mask of a pattern") {
   const Llama model = tiny_llama(at::kFloat);
   Pattern pattern;
   pattern.model = model.config().shape();
@@ -134,12 +134,12 @@ TEST_CASE("llama: roles of a pattern") {
   pattern.window = 2;
   pattern.scores = {1, 0, 0, 1};
   pattern.mask = {1, 0, 0, 1};
-  const HeadRoles roles = HeadRoles::from_pattern(pattern, model.config(), at::kCPU);
-  CHECK(at::equal(roles.heads, at::tensor({1, 0, 0, 1}).to(at::kBool).view({2, 2})));
-  CHECK(roles.sink == 1);
-  CHECK(roles.window == 2);
+  const HeadMask mask = HeadMask::from_pattern(pattern, model.config(), at::kCPU);
+  CHECK(at::equal(mask.heads, at::tensor({1, 0, 0, 1}).to(at::kBool).view({2, 2})));
+  CHECK(mask.sink == 1);
+  CHECK(mask.window == 2);
   pattern.model.layers = 3;
-  CHECK_THROWS_AS(HeadRoles::from_pattern(pattern, model.config(), at::kCPU), Error);
+  CHECK_THROWS_AS(HeadMask::from_pattern(pattern, model.config(), at::kCPU), Error);
 }
 
 TEST_CASE("llama: gate gradients by finite differences") {
@@ -237,7 +237,7 @@ TEST_CASE("llama: frozen weights get no gradient, and without gates nothing is r
   model.forward(input, {}).sum().backward();
   CHECK(model.weights().at("model.layers.0.mlp.up_proj.weight").grad().defined());
   CHECK_THROWS_WITH(model.forward(input, {at::ones({2, 2}).to(at::kBool), 1, 2}),
-                    ContainsSubstring("have no gradients"));
+                    ContainsSubstring("has no gradients"));
   model.set_trainable(false);
   CHECK_FALSE(model.forward(input, {}).requires_grad());
 }
@@ -264,11 +264,43 @@ TEST_CASE("llama: without values it has the shapes and takes no memory") {
   }
 }
 
+TEST_CASE("llama: an MLP in chunks of rows gives each row what it gives alone") {
+  const Llama model = tiny_llama(at::kDouble);
+  const int64_t rows = 8192 + 5;  // more than one chunk
+  const PackedTokens input = PackedTokens::documents(test::random_tokens(rows, 37), {0, 100, 8190, rows});
+  const HeadMask mask{mixed_gates(), 1, 2};
+  const at::Tensor gates = mixed_gates().set_requires_grad(true);
+  const at::Tensor plain = model.forward(input, {gates, 1, 2}), again = model.forward(input, {gates, 1, 2}, {true});
+  const at::Tensor last = model.forward(PackedTokens::single(input.tokens.narrow(0, 8190, 7)), mask);
+  CHECK(at::allclose(plain.narrow(0, 8190, 7), last, 0, 1e-12));
+  CHECK(at::equal(plain, again));
+  CHECK(
+      at::equal(torch::autograd::grad({score(plain)}, {gates})[0], torch::autograd::grad({score(again)}, {gates})[0]));
+}
+
+TEST_CASE("packed tokens: positions restart in each document; bad bounds are refused") {
+  const at::Tensor tokens = test::random_tokens(6, 37);
+  const PackedTokens input = PackedTokens::documents(tokens, {0, 3, 3, 6});
+  CHECK(at::equal(input.positions, at::tensor({0, 1, 2, 0, 1, 2}).to(at::kFloat)));
+  CHECK(at::equal(input.cu_seqlens, at::tensor({0, 3, 3, 6}, kI32)));
+  CHECK(input.max_seqlen == 3);
+  const auto refused = [&](const std::vector<int32_t>& bounds, const char* message) {
+    CHECK_THROWS_WITH(PackedTokens::documents(tokens, bounds), ContainsSubstring(message));
+  };
+  refused({0, 5}, "must rise from 0 to 6, found 0 and 5 at its ends");
+  refused({1, 6}, "found 1 and 6 at its ends");
+  refused({0, 4, 3, 6}, "document 1 from 4 to 3");
+  refused({0, 90, 6}, "document 0 from 0 to 90");
+  refused({0}, "found 1 bound(s)");
+  CHECK_THROWS_WITH(PackedTokens::single(tokens.to(at::kInt)), ContainsSubstring("one row of int64"));
+  CHECK_THROWS_WITH(PackedTokens::single(tokens.view({2, 3})), ContainsSubstring("2 dimension(s)"));
+}
+
 TEST_CASE("llama: bad input is refused by name") {
   const Llama model = tiny_llama(at::kFloat);
-  const auto refused = [&](const PackedTokens& input, const HeadRoles& roles, const char* message) {
-    CHECK_THROWS_WITH(model.forward(input, roles), ContainsSubstring(message));
-    CHECK_THROWS_AS(model.forward(input, roles), Error);
+  const auto refused = [&](const PackedTokens& input, const HeadMask& mask, const char* message) {
+    CHECK_THROWS_WITH(model.forward(input, mask), ContainsSubstring(message));
+    CHECK_THROWS_AS(model.forward(input, mask), Error);
   };
   PackedTokens input = three_documents();
   input.tokens.select(0, 9).fill_(37);
@@ -276,14 +308,14 @@ TEST_CASE("llama: bad input is refused by name") {
   input.tokens.select(0, 4).fill_(-1);
   refused(input, {}, "token -1 at position 4");
   input = three_documents();
-  refused({input.tokens.to(at::kInt), input.cu_seqlens, 7}, {}, "tokens must be one row of int64");
-  refused({input.tokens, at::tensor({0, 5, 12}, kI32), 7}, {}, "found 0 and 12 at its ends");
-  refused({input.tokens, at::tensor({0, 9, 6, 13}, kI32), 9}, {}, "document 1 from 9 to 6");
-  refused({input.tokens, at::tensor({0, 90, 13}, kI32), 100}, {}, "document 0 from 0 to 90");
-  refused({input.tokens, input.cu_seqlens, 6}, {}, "max_seqlen = 6, found document 2 from 6 to 13");
-  refused({input.tokens, input.cu_seqlens.to(at::kLong), 7}, {}, "another shape, dtype or device");
-  refused(input, {at::ones({2, 3}), 1, 2}, "head roles have shape [2, 3], the model has [2, 2]");
-  refused(input, {at::ones({2, 2}).to(at::kInt), 1, 2}, "head roles must be float32 or bool");
+  input.tokens = input.tokens.to(at::kInt);
+  refused(input, {}, "tokens must be one row of int64");
+  input = three_documents();
+  input.positions = input.positions.narrow(0, 0, 5);
+  refused(input, {}, "positions must be float32 of the tokens' shape");
+  input = three_documents();
+  refused(input, {at::ones({2, 3}), 1, 2}, "head mask has shape [2, 3], the model has [2, 2]");
+  refused(input, {at::ones({2, 2}).to(at::kInt), 1, 2}, "head mask must be float32 or bool");
 }
 
 }  // namespace

@@ -16,8 +16,8 @@ TEST_CASE("recompute: the function runs again in the backward pass, and only the
   const at::Tensor x = at::randn({4, 3}).set_requires_grad(true), w = at::randn({3, 3}).set_requires_grad(true);
   const at::Tensor frozen = at::randn({3});
   int calls = 0;
-  const TensorFunction function = [&calls](const std::vector<at::Tensor>& in, Replay& replay) {
-    CHECK(replay.again == (++calls == 2));
+  const TensorFunction function = [&calls](const std::vector<at::Tensor>& in, RecomputeState& state) {
+    CHECK(state.again == (++calls == 2));
     return in[0].mm(in[1]).add(in[2]).tanh();
   };
   const at::Tensor found = recomputed(function, {x, w, frozen});
@@ -37,7 +37,7 @@ TEST_CASE("recompute: the function runs again in the backward pass, and only the
 
 TEST_CASE("recompute: an input that the function ignores has no gradient") {
   const at::Tensor x = at::randn({2}).set_requires_grad(true), unused = at::randn({2}).set_requires_grad(true);
-  const auto function = [](const std::vector<at::Tensor>& in, Replay&) { return in[0].sin(); };
+  const auto function = [](const std::vector<at::Tensor>& in, RecomputeState&) { return in[0].sin(); };
   const at::Tensor out = recomputed(function, {x, unused});
   out.sum().backward();
   CHECK(at::equal(x.grad(), x.detach().cos()));
@@ -46,14 +46,14 @@ TEST_CASE("recompute: an input that the function ignores has no gradient") {
 
 TEST_CASE("recompute: what the first run keeps, the second finds") {
   const at::Tensor x = at::randn({3}).set_requires_grad(true);
-  const TensorFunction function = [](const std::vector<at::Tensor>& in, Replay& replay) {
-    if (!replay.again) {
-      replay.kept = {in[0].exp(), at::Tensor()};
-      return in[0].mul(replay.kept[0]);
+  const TensorFunction function = [](const std::vector<at::Tensor>& in, RecomputeState& state) {
+    if (!state.again) {
+      state.kept = {in[0].exp(), at::Tensor()};
+      return in[0].mul(state.kept[0]);
     }
-    REQUIRE(replay.kept.size() == 2);
-    CHECK_FALSE(replay.kept[1].defined());
-    return in[0].mul(replay.kept[0]);  // a constant now
+    REQUIRE(state.kept.size() == 2);
+    CHECK_FALSE(state.kept[1].defined());
+    return in[0].mul(state.kept[0]);  // a constant now
   };
   const at::Tensor out = recomputed(function, {x});
   CHECK(at::equal(out, x.mul(x.exp())));

@@ -54,7 +54,7 @@ TEST_CASE("rope: turns pairs of dimensions half a head apart, and its gradient t
   const at::Tensor x = at::randn({5, 2, 2 * half}, at::TensorOptions().dtype(at::kDouble)).set_requires_grad(true);
   const at::Tensor weight = at::randn_like(x);
 
-  const at::Tensor out = apply_rope(x, table);
+  const at::Tensor out = rotate(x, table);
   const at::Tensor other_half = at::cat({x.narrow(2, half, half).neg(), x.narrow(2, 0, half)}, 2);
   const at::Tensor cos = at::cat({table.cos, table.cos}, 2), sin = at::cat({table.sin, table.sin}, 2);
   const at::Tensor expected = x.mul(cos).add(other_half.mul(sin));

@@ -11,7 +11,7 @@
 #include <utility>
 
 #include "model/llama.h"
-#include "model/llama_weights.h"
+#include "model/weights.h"
 
 namespace prulong::test {
 

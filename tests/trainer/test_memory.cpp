@@ -61,14 +61,14 @@ ModelConfig config_of(bool extended) {
 
 TEST_CASE("memory: a training step needs what is said") {
   const bool extended = GENERATE(false, true);
-  const Keeping keeping = GENERATE(Keeping{}, Keeping{true}, Keeping{true, 3});
+  const RecomputePolicy policy = GENERATE(RecomputePolicy{}, RecomputePolicy{true}, RecomputePolicy{true, 3});
   const TrainMode mode = GENERATE(TrainMode::kMasks, TrainMode::kBoth);
   TrainConfig config;
   config.train.seq_len = 1500;
   config.train.loss_chunk = 200;
   config.train.mode = mode;
-  INFO("extended " << extended << ", inputs only " << keeping.inputs_only << ", results of "
-                   << keeping.attention_results << ", trained weights " << (mode == TrainMode::kBoth));
+  INFO("extended " << extended << ", inputs only " << policy.inputs_only << ", results of " << policy.attention_results
+                   << ", trained weights " << (mode == TrainMode::kBoth));
 
   const CountedMemory memory;
   const int64_t before = memory.now;
@@ -79,10 +79,10 @@ TEST_CASE("memory: a training step needs what is said") {
   const at::Tensor labels = test::random_tokens(config.train.seq_len, 600);
   const at::Tensor gates = at::full({4, 2}, 0.5).set_requires_grad(true);
 
-  const MemoryNeed need = memory_need(model, config, keeping);
+  const MemoryNeed need = memory_need(model, config, policy);
   const int64_t start = memory.now;
   memory.most = start;
-  at::Tensor hidden = model.forward(input, {gates, 16, 64}, keeping);
+  at::Tensor hidden = model.forward(input, {gates, 16, 64}, policy);
   CHECK(static_cast<double>(memory.now - start) == Approx(static_cast<double>(need.activations)).epsilon(0.05));
   at::Tensor loss = next_token_loss(hidden, model.head_weight(), labels, config.train.loss_chunk);
   loss.backward();
@@ -97,7 +97,7 @@ TEST_CASE("memory: what is kept follows what is free") {
   const Llama model = Llama::without_values(config_of(false), at::kFloat);
   TrainConfig config;
   config.train.seq_len = 1500;
-  const auto plan = [&](int64_t available) { return plan_keeping(model, config, available); };
+  const auto plan = [&](int64_t available) { return plan_recompute(model, config, available); };
   const int64_t all = activation_bytes(model.config(), 1500, 4, false);
   CHECK_FALSE(plan(2 * all).inputs_only);
   CHECK(plan(2 * all - 1).inputs_only);

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
-#include "model/llama_weights.h"
+#include "model/weights.h"
 
 #include <ATen/ops/equal.h>
 
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "common/error.h"
@@ -12,6 +13,7 @@ namespace prulong {
 namespace {
 
 constexpr const char* kEmbedding = "model.embed_tokens.weight";
+constexpr const char* kFinalNorm = "model.norm.weight";
 constexpr const char* kHead = "lm_head.weight";
 constexpr const char* kRemedy = "; config.json and weights must be of one model: download both again";
 
@@ -83,7 +85,7 @@ std::string layer_prefix(int64_t layer) { return "model.layers." + std::to_strin
 
 std::map<std::string, std::vector<int64_t>> weight_shapes(const ModelConfig& config) {
   std::map<std::string, std::vector<int64_t>> shapes{{kEmbedding, {config.vocab_size, config.hidden_size}},
-                                                     {"model.norm.weight", {config.hidden_size}}};
+                                                     {kFinalNorm, {config.hidden_size}}};
   if (!config.tied_embeddings) shapes[kHead] = shapes[kEmbedding];
   const std::vector<LayerTensor> tensors = layer_tensors(config);
   for (int64_t l = 0; l < config.layers; ++l) {
@@ -92,7 +94,8 @@ std::map<std::string, std::vector<int64_t>> weight_shapes(const ModelConfig& con
   return shapes;
 }
 
-void check_llama_weights(const ModelConfig& config, TensorMap& weights) {
+Weights::Weights(const ModelConfig& config, TensorMap tensors) : config_(config), tensors_(std::move(tensors)) {
+  TensorMap& weights = tensors_;
   const auto shapes = weight_shapes(config);
   check_tensor(weights, kEmbedding, shapes.at(kEmbedding));
   drop_needless(config, weights);
@@ -104,6 +107,30 @@ void check_llama_weights(const ModelConfig& config, TensorMap& weights) {
                   (config.tied_embeddings ? " with tied embeddings" : "") + kRemedy);
     }
   }
+  bind();
+}
+
+void Weights::bind() {
+  layers_.clear();
+  const std::vector<LayerTensor> layer = layer_tensors(config_);
+  for (int64_t l = 0; l < config_.layers; ++l) {
+    LayerWeights& handles = layers_.emplace_back();
+    for (const LayerTensor& tensor : layer) handles.*tensor.member = tensors_.at(layer_prefix(l) + tensor.name);
+  }
+}
+
+const at::Tensor& Weights::embedding() const { return tensors_.at(kEmbedding); }
+const at::Tensor& Weights::final_norm() const { return tensors_.at(kFinalNorm); }
+const at::Tensor& Weights::head() const { return tensors_.at(config_.tied_embeddings ? kEmbedding : kHead); }
+
+void Weights::set_trainable(bool trainable) {
+  for (auto& [name, weight] : tensors_) {
+    if (weight.requires_grad() == trainable) continue;
+    // A copy, not the mapping: an optimizer would otherwise turn every page of the file into a private one, a page at a
+    // time.
+    weight = trainable ? weight.detach().clone().set_requires_grad(true) : weight.detach();
+  }
+  bind();
 }
 
 }  // namespace prulong

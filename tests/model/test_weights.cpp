@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Loading from and saving to folders.
-#include "model/llama_weights.h"
+#include "model/weights.h"
 
 #include <ATen/ops/equal.h>
 #include <ATen/ops/zeros.h>
