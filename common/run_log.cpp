@@ -2,7 +2,6 @@
 #include "common/run_log.h"
 
 #include <spdlog/sinks/basic_file_sink.h>
-#include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
@@ -20,19 +19,27 @@ namespace {
 constexpr int kPlainLines = 20;  // progress lines of a whole run when nobody watches a terminal
 
 /// metrics.jsonl without the lines that a resumed run will write again, and without a line cut short by a kill.
-void drop_lines_after(const std::filesystem::path& path, int64_t step) {
+/// @returns the keys of the lines of that step.
+std::set<std::string> drop_lines_after(const std::filesystem::path& path, int64_t step) {
+  std::set<std::string> keys;
   std::ifstream in(path);
-  if (!in) return;
+  if (!in) return keys;
   std::string kept, line;
   while (std::getline(in, line)) {
     const auto object = nlohmann::json::parse(line, nullptr, false);
     if (object.is_object() && object.contains("step") && object["step"].is_number_integer() &&
         object["step"].get<int64_t>() <= step) {
       kept += line + "\n";
+      if (object["step"] != step) continue;
+      for (const auto& [key, value] : object.items()) keys.insert(key);
     }
   }
   write_file_atomically(path, kept);
+  return keys;
 }
+
+/// A line for whoever watches. Nobody may, or nobody any more: that it cannot be written is no error.
+void tell(const std::string& line) { std::fputs((line + "\n").c_str(), stderr); }
 
 /// The numbers of an object and of those inside it; not the step that they belong to.
 void collect_scalars(const nlohmann::json& object, const std::string& prefix, Scalars& scalars) {
@@ -64,7 +71,7 @@ RunLog::RunLog(const std::filesystem::path& folder, int64_t resume_step)
       terminal_(::isatty(STDERR_FILENO) == 1),
       resume_step_(resume_step),
       last_plain_step_(resume_step) {
-  drop_lines_after(metrics_path_, resume_step);
+  resumed_keys_ = drop_lines_after(metrics_path_, resume_step);
   metrics_.open(metrics_path_, std::ios::app);
   if (!metrics_) throw Error(metrics_path_.string() + ": cannot be written; check the folder's permissions");
   const auto log_path = (folder / "log.txt").string();
@@ -72,11 +79,9 @@ RunLog::RunLog(const std::filesystem::path& folder, int64_t resume_step)
     throw Error(log_path + ": cannot be written: " + reason + "; free space or check permissions, and run again");
   };
   try {
-    auto console = std::make_shared<spdlog::sinks::stderr_color_sink_mt>();
-    console->set_pattern("%v");
     auto file = std::make_shared<spdlog::sinks::basic_file_sink_mt>(log_path);
     file->set_pattern("%Y-%m-%dT%H:%M:%S %l %v");
-    auto logger = std::make_shared<spdlog::logger>("prulong", spdlog::sinks_init_list{console, file});
+    auto logger = std::make_shared<spdlog::logger>("prulong", std::move(file));
     logger->set_error_handler(fail);
     spdlog::set_default_logger(std::move(logger));
     spdlog::flush_on(spdlog::level::info);
@@ -94,11 +99,13 @@ void RunLog::end_progress_line() {
 
 void RunLog::info(const std::string& message) {
   end_progress_line();
+  tell(message);
   spdlog::info("{}", message);
 }
 
 void RunLog::warn(const std::string& message) {
   end_progress_line();
+  tell("warning: " + message);
   spdlog::warn("warning: {}", message);
 }
 
@@ -115,6 +122,7 @@ void RunLog::progress(const Progress& p) {
   const int64_t every = std::max<int64_t>(1, p.steps / kPlainLines);
   if (p.step == p.steps || p.step - last_plain_step_ >= every) {
     last_plain_step_ = p.step;
+    tell(text);
     spdlog::info("{}", text);
   }
 }

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <fstream>
 #include <optional>
+#include <set>
 #include <string>
 
 #include "common/event_file.h"
@@ -35,6 +36,9 @@ class RunLog {
   RunLog(const RunLog&) = delete;
   RunLog& operator=(const RunLog&) = delete;
 
+  /// Whether metrics.jsonl had a line with this key for the step that the run goes on from.
+  bool resumed_with(const std::string& key) const { return resumed_keys_.contains(key); }
+
   void info(const std::string& message);
   void warn(const std::string& message);
 
@@ -55,6 +59,7 @@ class RunLog {
   bool terminal_;
   bool line_open_ = false;
   int64_t resume_step_;
+  std::set<std::string> resumed_keys_;
   int64_t last_plain_step_;
 };
 

@@ -4,6 +4,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/nonzero.h>
 
+#include "common/stop.h"
 #include "model/batch.h"
 
 namespace prulong {
@@ -43,6 +44,7 @@ EvalResult evaluate(const Llama& model, const Source& source, int64_t first, int
   double loss = 0;
   int64_t right_tokens = 0, right_answers = 0;
   for (int64_t n = first; n < first + count; ++n) {
+    check_stop();
     const Batch batch = make_batch(source.sequence(n), model.config().vocab_size, answers_only, model.device());
     const auto hidden = model.forward(batch.input, mask);
     loss += next_token_loss(hidden, model.head_weight(), batch.labels, loss_chunk).item<double>();

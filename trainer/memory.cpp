@@ -78,7 +78,9 @@ MemoryNeed memory_need(const Llama& model, const TrainConfig& config, const Reco
   if (train_weights) {
     const int64_t wide = sizeof(float);
     need.optimizer = count * (element_size + 2 * wide + (element_size == wide ? 0 : wide));
-    need.update = count * wide;
+    // Copies of the gradients in float32: of several sequences kept throughout, of one made for the update.
+    const bool sums = config.train.sequences_per_step > 1 && element_size != wide;
+    (sums ? need.optimizer : need.update) += count * wide;
   }
   const int64_t all_layers = activation_bytes(shape, tokens, element_size, train_weights);
   const int64_t layer_inputs = shape.layers * tokens * shape.hidden_size * element_size;

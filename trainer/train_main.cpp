@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "common/config/config_main.h"
+#include "common/stop.h"
 #include "eval/input_files.h"
 #include "trainer/config.h"
 #include "trainer/memory.h"
@@ -23,7 +24,7 @@ const prulong::ConfigProgram kProgram = {
     "Learns which KV heads of a pretrained Llama-like model need the whole context.\n"
     "configs/README.md describes every key of CONFIG.yaml; key.path=value arguments override it.\n"
     "A run goes on from the newest checkpoint of its run.dir.\n",
-    "finished, or stopped by SIGTERM and saved",
+    "finished, or stopped by SIGTERM, SIGINT or SIGHUP and saved",
     {{"show-config", "print the resolved configuration and stop"},
      {"memory", "estimate the memory of a training step from the model's config.json alone, and stop"}}};
 
@@ -53,7 +54,7 @@ void run(const prulong::ConfigCommand& command) {
     std::fputs(prulong::memory_report(config).c_str(), stdout);
   } else {
     refuse_inputs(config, command.path);
-    prulong::stop_on_signals();
+    prulong::request_stop_on_signals();
     prulong::train(config);
   }
 }

@@ -3,10 +3,12 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
 #include "common/error.h"
+#include "trainer/host_tensor.h"
 
 namespace prulong {
 
@@ -17,6 +19,7 @@ WeightsOptimizer::WeightsOptimizer(Llama& model, const AdamWOptions& options) : 
     Group& group = groups_[weight.dim() >= 2 ? 0 : 1];
     const auto master = weight.detach().to(at::kFloat);  // the weight itself when it is float32 already
     group.names.push_back(name);
+    group.sums.emplace_back();
     group.weights.push_back(weight);
     group.masters.push_back(master);
     group.m.push_back(at::zeros_like(master));
@@ -25,13 +28,31 @@ WeightsOptimizer::WeightsOptimizer(Llama& model, const AdamWOptions& options) : 
   }
 }
 
-double WeightsOptimizer::squared_gradient_norm() const {
-  double sum = 0;
-  for (const Group& group : groups_) {
-    for (const at::Tensor& weight : group.weights) {
-      if (weight.grad().defined()) sum += weight.grad().to(at::kFloat).square().sum().item<double>();
+void WeightsOptimizer::accumulate() {
+  const at::NoGradGuard no_grad;
+  for (Group& group : groups_) {
+    for (size_t i = 0; i < group.weights.size(); ++i) {
+      at::Tensor& gradient = group.weights[i].mutable_grad();
+      // Autograd itself adds up in the weight's dtype: right where that is float32.
+      if (!gradient.defined() || gradient.scalar_type() == at::kFloat) continue;
+      at::Tensor& sum = group.sums[i];
+      sum = sum.defined() ? sum.add_(gradient) : gradient.to(at::kFloat);
+      gradient = at::Tensor();
     }
   }
+}
+
+double WeightsOptimizer::squared_gradient_norm() const {
+  std::vector<at::Tensor> squares;
+  for (const Group& group : groups_) {
+    for (size_t i = 0; i < group.weights.size(); ++i) {
+      const at::Tensor gradient = group.gradient(i);
+      if (gradient.defined()) squares.push_back(gradient.to(at::kFloat).square().sum());
+    }
+  }
+  if (squares.empty()) return 0;
+  double sum = 0;
+  for (const double square : to_vector(at::stack(squares))) sum += square;
   return sum;
 }
 
@@ -39,9 +60,14 @@ void WeightsOptimizer::step(double learning_rate, double gradient_scale) {
   const at::NoGradGuard no_grad;
   for (Group& group : groups_) {
     std::vector<at::Tensor> gradients;
-    for (const at::Tensor& weight : group.weights) {
-      gradients.push_back(weight.grad().defined() ? weight.grad().to(at::kFloat).mul(gradient_scale)
-                                                  : at::zeros_like(weight, at::kFloat));
+    for (size_t i = 0; i < group.weights.size(); ++i) {
+      if (group.sums[i].defined()) {
+        gradients.push_back(group.sums[i].mul_(gradient_scale));
+      } else {
+        const at::Tensor& gradient = group.weights[i].grad();
+        gradients.push_back(gradient.defined() ? gradient.to(at::kFloat).mul(gradient_scale)
+                                               : at::zeros_like(group.weights[i], at::kFloat));
+      }
     }
     for (at::Tensor& steps : group.steps) steps.add_(1);  // the kernel corrects its bias by the step being taken
     at::_fused_adamw_(group.masters, gradients, group.m, group.v, {}, group.steps, learning_rate, options_.beta1,
@@ -56,6 +82,7 @@ void WeightsOptimizer::step(double learning_rate, double gradient_scale) {
 void WeightsOptimizer::zero_gradients() {
   for (Group& group : groups_) {
     for (at::Tensor& weight : group.weights) weight.mutable_grad() = at::Tensor();
+    for (at::Tensor& sum : group.sums) sum = at::Tensor();
   }
 }
 

@@ -14,7 +14,11 @@ class WeightsOptimizer {
   /// Makes the model's weights trainable. @param options  weight_decay applies to matrices, not to norms.
   WeightsOptimizer(Llama& model, const AdamWOptions& options);
 
-  /// Squared norm of all gradients; weights without a gradient count 0.
+  /// Adds the gradients of one sequence to the step's, in float32, and clears them: for steps of several sequences,
+  /// whose sum bfloat16 would round again and again.
+  void accumulate();
+
+  /// Squared norm of all gradients, read from the device at once; weights without a gradient count 0.
   double squared_gradient_norm() const;
 
   /// One update with gradients multiplied by `gradient_scale`, then zero_gradients().
@@ -30,6 +34,8 @@ class WeightsOptimizer {
   struct Group {
     std::vector<std::string> names;
     std::vector<at::Tensor> weights, masters, m, v, steps;
+    std::vector<at::Tensor> sums;  // of accumulate(); undefined: the gradient alone
+    at::Tensor gradient(size_t i) const { return sums[i].defined() ? sums[i] : weights[i].grad(); }
     double weight_decay = 0;
   };
   std::vector<Group> groups_;

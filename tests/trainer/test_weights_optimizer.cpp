@@ -3,6 +3,7 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/equal.h>
+#include <ATen/ops/full_like.h>
 #include <ATen/ops/randn_like.h>
 #include <ATen/ops/zeros_like.h>
 
@@ -146,4 +147,26 @@ TEST_CASE("A state of another model is refused by the tensor that does not fit")
   other["weights.lm_head.weight"] = other["weights.lm_head.weight"].t().contiguous();
   CHECK_THROWS_WITH(optimizer.set_state(other),
                     ContainsSubstring("weights.lm_head.weight") && ContainsSubstring("another shape"));
+}
+
+TEST_CASE("The gradients of many sequences add up in float32") {
+  // 1 + 1/256 + ... : bfloat16 has 8 bits, so that each further addend would be rounded away.
+  for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+    CAPTURE(dtype);
+    Llama model = tiny_llama(dtype);
+    WeightsOptimizer optimizer(model, kOptions);
+    double expected = 0;
+    for (const auto& [name, weight] : model.weights()) expected += static_cast<double>(weight.numel()) * 1.25 * 1.25;
+    for (int sequence = 0; sequence <= 64; ++sequence) {
+      for (const auto& [name, weight] : model.weights()) {
+        const at::Tensor gradient = at::full_like(weight, sequence == 0 ? 1.0 : 1.0 / 256).detach();
+        at::Tensor& sum = weight.mutable_grad();
+        sum = sum.defined() ? sum.add(gradient) : gradient;  // as autograd
+      }
+      optimizer.accumulate();
+    }
+    CHECK(optimizer.squared_gradient_norm() == Approx(expected).epsilon(1e-6));
+    optimizer.zero_gradients();
+    CHECK(optimizer.squared_gradient_norm() == 0);
+  }
 }
