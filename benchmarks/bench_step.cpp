@@ -111,7 +111,7 @@ void run(const cxxopts::ParseResult& options) {
   const at::Device device(options["device"].as<std::string>());
   const auto tokens = options["tokens"].as<int64_t>();
   const auto attention = options["attention"].as<std::string>();
-  if (attention != "prulong") setenv("PRULONG_ATTENTION", "library", 1);
+  if (attention != "prulong") setenv("PRULONG_ATTENTION", "sdpa", 1);
   if (attention == "flash") at::globalContext().setSDPUseCuDNN(false);
   at::manual_seed(1);
   const at::ScalarType dtype = options["dtype"].as<std::string>() == "float32" ? at::kFloat : at::kBFloat16;

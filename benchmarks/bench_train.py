@@ -56,7 +56,7 @@ def main() -> int:
     parser.add_argument("--lengths", type=int, nargs="+", default=[32768, 65536])
     parser.add_argument("--gates", nargs="+", choices=GATES, default=list(GATES))
     parser.add_argument("--attention", nargs="+", choices=("prulong", "cudnn", "flash"), default=["prulong"],
-                        help="ours: our kernels, or without them the library's")
+                        help="ours: our kernels, or without them PyTorch's")
     parser.add_argument("--keep-attention", type=int, default=24, help="layers of ours that keep their attention's results")
     parser.add_argument("--peers", nargs="*", default=["flash", "cudnn"], help="the published method's")
     parser.add_argument("--bin", type=Path, default=ROOT / "build" / "cuda" / "bin")

@@ -6,7 +6,7 @@
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/DeviceGuard.h>
 
-#include "csrc/cpu/blocked_attention.h"
+#include "csrc/cpu/blocked_jobs.h"
 #include "csrc/cpu/row_kernels.h"
 #include "csrc/cpu/tile_math.h"
 #include "csrc/cpu/tile_scheduler.h"

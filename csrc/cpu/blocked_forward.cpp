@@ -7,7 +7,7 @@
 
 #include <limits>
 
-#include "csrc/cpu/blocked_attention.h"
+#include "csrc/cpu/blocked_jobs.h"
 #include "csrc/cpu/row_kernels.h"
 #include "csrc/cpu/tile_math.h"
 #include "csrc/cpu/tile_scheduler.h"

@@ -6,7 +6,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "csrc/cpu/blocked_attention.h"
+#include "csrc/cpu/blocked_jobs.h"
 
 namespace prulong {
 

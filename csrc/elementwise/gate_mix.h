@@ -9,7 +9,7 @@
 
 namespace prulong::kernels {
 
-// What surrounds a library's attention in gated attention, each in one pass over the tensors. float16 and bfloat16;
+// What surrounds PyTorch's attention in gated attention, each in one pass over the tensors. float16 and bfloat16;
 // arithmetic in float32. All arrays are dense and 16-byte aligned, and `row`, the elements of one token and KV head, is
 // a multiple of 8. Branch tensors hold only the heads that compute the branch, in ascending order: the global branch
 // those with gate > 0, the local branch those with gate < 1.

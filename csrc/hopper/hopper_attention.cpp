@@ -107,7 +107,7 @@ bool supports_backward(const std::array<bool, 4>& needs) { return needs[0] || ne
 
 bool supports(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cu_seqlens, double scale) {
   const char* choice = std::getenv("PRULONG_ATTENTION");
-  if (choice != nullptr && std::strcmp(choice, "library") == 0) return false;
+  if (choice != nullptr && std::strcmp(choice, "sdpa") == 0) return false;
   const at::ScalarType dtype = q.scalar_type();
   if (!q.is_cuda() || (dtype != at::kHalf && dtype != at::kBFloat16)) return false;
   if (q.size(2) != 64 && q.size(2) != 128) return false;

@@ -19,7 +19,7 @@ namespace prulong::hopper {
 
 /// Shall the kernels compute this? They can on compute capability 9.0, for float16 or bfloat16, head_dim 64 or 128,
 /// 0 < scale <= 128, at least one token, and sizes within the limits of csrc/hopper/address.h. The environment
-/// variable PRULONG_ATTENTION=library leaves them out, to measure or to doubt them.
+/// variable PRULONG_ATTENTION=sdpa leaves them out, to measure or to doubt them.
 bool supports(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cu_seqlens, double scale);
 
 /// gated_attention's forward half. delta and the log-sum-exp of a branch that a head does not compute are unspecified.

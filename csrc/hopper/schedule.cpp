@@ -16,9 +16,9 @@ int section_heads(int64_t bytes_per_head, int heads) {
 }
 
 // Pieces of memory one after another, each aligned to 16 bytes.
-class Carver {
+class BumpAllocator {
  public:
-  explicit Carver(void* memory) : memory_(static_cast<unsigned char*>(memory)) {}
+  explicit BumpAllocator(void* memory) : memory_(static_cast<unsigned char*>(memory)) {}
   template <class T>
   T* take(int64_t count) {
     T* taken = memory_ != nullptr ? reinterpret_cast<T*>(memory_ + used_) : nullptr;
@@ -32,7 +32,7 @@ class Carver {
   size_t used_ = 0;
 };
 
-Schedule lay_out(const Batch& batch, const ScheduleOptions& options, Carver* memory) {
+Schedule lay_out(const Batch& batch, const ScheduleOptions& options, BumpAllocator* memory) {
   Schedule schedule = {};
   schedule.batch = batch;
   schedule.query_rows = options.query_rows;
@@ -73,14 +73,14 @@ struct Alone {
 }  // namespace
 
 size_t schedule_bytes(const Batch& batch, const ScheduleOptions& options) {
-  Carver memory(nullptr);
-  lay_out(batch, options, &memory);
-  return memory.used();
+  BumpAllocator counting(nullptr);
+  lay_out(batch, options, &counting);
+  return counting.used();
 }
 
 Schedule make_schedule(const Batch& batch, const ScheduleOptions& options, void* memory) {
-  Carver carver(memory);
-  return lay_out(batch, options, &carver);
+  BumpAllocator allocator(memory);
+  return lay_out(batch, options, &allocator);
 }
 
 // A cut tile has less than twice as many pieces as shares of the work.

@@ -8,12 +8,12 @@
 #include <array>
 #include <tuple>
 
-#include "csrc/cpu/blocked_attention.h"
-#include "csrc/cpu/head_groups.h"
+#include "csrc/cpu/blocked_jobs.h"
+#include "csrc/head_groups.h"
 #include "csrc/hopper/hopper_attention.h"
 #include "csrc/ops/checks.h"
-#include "csrc/sdpa/gated_library.h"
-#include "csrc/sdpa/library_attention.h"
+#include "csrc/sdpa/sdpa_attention.h"
+#include "csrc/sdpa/sdpa_branch.h"
 
 namespace prulong {
 namespace {
@@ -84,8 +84,8 @@ Tensors forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, c
   }
   const AttentionSpec spec = make_spec(kForward, q, cu_seqlens, max_seqlen, sink, window, scale);
   const std::vector<HeadKind> kinds = kinds_of(read_gate(kForward, gate));
-  if (LibraryAttention::supports(q, scale)) {
-    const GatedResults results = gated_library_forward(spec, kinds, q, k, v, gate);
+  if (SdpaBranch::supports(q, scale)) {
+    const GatedResults results = sdpa::gated_forward(spec, kinds, q, k, v, gate);
     return {results.out, results.delta, results.lse_global, results.lse_local};
   }
   const int64_t tokens = q.size(0), kv_heads = k.size(1);
@@ -133,9 +133,9 @@ Tensors backward(const at::Tensor& dout, const at::Tensor& q, const at::Tensor& 
   }
   const AttentionSpec spec = make_spec(kBackward, q, cu_seqlens, max_seqlen, sink, window, scale);
   const std::vector<HeadKind> kinds = kinds_of(read_gate(kBackward, gate));
-  if (LibraryAttention::supports(q, scale)) {
+  if (SdpaBranch::supports(q, scale)) {
     const auto [dq, dk, dv, dgate] =
-        gated_library_backward(spec, kinds, dout, q, k, v, gate, {out, delta, lse_global, lse_local}, needs);
+        sdpa::gated_backward(spec, kinds, dout, q, k, v, gate, {out, delta, lse_global, lse_local}, needs);
     const auto or_empty = [](const at::Tensor& gradient, const at::Tensor& of) {
       return gradient.defined() ? gradient : at::empty({0}, of.options());
     };

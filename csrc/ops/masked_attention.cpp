@@ -8,11 +8,11 @@
 #include <array>
 #include <vector>
 
-#include "csrc/cpu/blocked_attention.h"
-#include "csrc/cpu/head_groups.h"
+#include "csrc/cpu/blocked_jobs.h"
+#include "csrc/head_groups.h"
 #include "csrc/hopper/hopper_attention.h"
 #include "csrc/ops/checks.h"
-#include "csrc/sdpa/library_attention.h"
+#include "csrc/sdpa/sdpa_branch.h"
 
 namespace prulong {
 namespace {
@@ -62,9 +62,9 @@ Result run(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const 
   const int64_t kv_heads = k.size(1);
   const at::Tensor out = at::empty(q.sizes(), q.options());
   const at::Tensor lse = at::empty({q.size(1), q.size(0)}, q.options().dtype(compute_type(q.scalar_type())));
-  const bool by_library = LibraryAttention::supports(q, scale);
-  const at::Tensor keys = by_library ? at::Tensor() : keys_by_head(k);
-  const at::Tensor values = by_library ? at::Tensor() : keys_by_head(v);
+  const bool by_sdpa = SdpaBranch::supports(q, scale);
+  const at::Tensor keys = by_sdpa ? at::Tensor() : keys_by_head(k);
+  const at::Tensor values = by_sdpa ? at::Tensor() : keys_by_head(v);
   std::vector<ForwardJob> jobs;
   std::vector<HeadSlice> slices;
   for (const HeadGroup& group : group_heads(read_kinds(is_global), q.is_cuda())) {
@@ -73,9 +73,9 @@ Result run(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const 
     slices.emplace_back(lse.unflatten(0, {kv_heads, -1}), 0, group.heads);
     const at::Tensor lse_part = slices.back().part();
     const at::Tensor q_part = take_heads(split_query_heads(q, kv_heads), 1, group.heads);
-    if (by_library) {
+    if (by_sdpa) {
       auto [o, o_lse] =
-          LibraryAttention(spec, group.kind == HeadKind::kLocal, q.device())
+          SdpaBranch(spec, group.kind == HeadKind::kLocal, q.device())
               .forward(q_part.flatten(1, 2), take_heads(k, 1, group.heads), take_heads(v, 1, group.heads));
       out_part.copy_(o.unflatten(1, {-1, q_part.size(2)}));
       lse_part.copy_(o_lse.unflatten(0, {-1, q_part.size(2)}));

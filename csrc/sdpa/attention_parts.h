@@ -7,7 +7,7 @@
 
 namespace prulong {
 
-/// Attention that one call of a library computes: stretches of queries and keys, each with one mask. A causal
+/// Attention that one call of PyTorch's computes: stretches of queries and keys, each with one mask. A causal
 /// stretch's last query sees its last key; `window` counts the keys that a causal query sees up to its own, 0 = all.
 struct AttentionPart {
   std::vector<DocumentRows> stretches;

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What only a GPU runs: the operators through PyTorch's attention libraries, and the programs on CUDA."""
+"""What only a GPU runs: the operators through PyTorch's attention, and the programs on CUDA."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ CASES = [
 
 @pytest.fixture(params=[True, False], ids=["cudnn", "flash"])
 def cudnn(request, monkeypatch):
-    monkeypatch.setenv("PRULONG_ATTENTION", "library")  # on a Hopper GPU: test_hopper.py
+    monkeypatch.setenv("PRULONG_ATTENTION", "sdpa")  # on a Hopper GPU: test_hopper.py
     before = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(request.param)
     yield request.param
@@ -84,7 +84,7 @@ def test_strides_do_not_matter(cudnn, dim):
 @pytest.mark.parametrize("dim", [64, 96])
 @pytest.mark.parametrize("tokens", [300, 2304])
 def test_unaligned_inputs(cudnn, dim, tokens):
-    """The libraries read vectors of 16 bytes and do not look whether they can."""
+    """PyTorch's kernels read vectors of 16 bytes and do not look whether they can."""
     torch.manual_seed(0)
     wide = [torch.randn(tokens, heads, dim + 1, device="cuda", dtype=torch.bfloat16) for heads in (4, 2, 2)]
     cu = torch.tensor([0, tokens], dtype=torch.int32, device="cuda")

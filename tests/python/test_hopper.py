@@ -84,14 +84,14 @@ def test_queries_fewer_than_keys(lengths, head_dim):
             torch.testing.assert_close(lse[heads, rows].double(), want_lse, rtol=0, atol=1e-4)
 
 
-def test_our_kernels_and_the_libraries_agree(monkeypatch):
+def test_our_kernels_and_sdpa_agree(monkeypatch):
     q, k, v, cu, longest, locality = make(([0, 3000, 4099], 8, 4, 128, 128, 512), torch.bfloat16, "cuda")
     gate = torch.tensor([0.3, 0.0, 1.0, 0.9], device="cuda")
     run = lambda: with_gradients(  # noqa: E731
         lambda *x: gated_attention(*x, cu, longest, **locality), (q, k, v, gate), torch.randn(q.shape).to(q))
     torch.manual_seed(1)
     ours = run()
-    monkeypatch.setenv("PRULONG_ATTENTION", "library")
+    monkeypatch.setenv("PRULONG_ATTENTION", "sdpa")
     torch.manual_seed(1)
     theirs = run()
     for a, b in zip(ours, theirs):

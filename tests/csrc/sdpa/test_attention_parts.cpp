@@ -65,7 +65,7 @@ TEST_CASE("the parts of a branch cover each visible pair once and nothing else")
           INFO("sink " << sink << ", window " << window << ", stretches of " << max_rows);
           const auto parts = prulong::local_parts(documents, {sink, window}, max_rows);
           CHECK(count_pairs(parts, queries, keys) == wanted);
-          // The first covers all tokens in order: the library computes every row's own output with it.
+          // The first covers all tokens in order: PyTorch computes every row's own output with it.
           int rows = 0;
           for (const DocumentRows& s : parts.front().stretches) {
             CHECK(s.q_begin == rows);

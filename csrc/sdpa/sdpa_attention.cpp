@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "csrc/sdpa/gated_library.h"
+#include "csrc/sdpa/sdpa_attention.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -10,11 +10,11 @@
 
 #include <cstdint>
 
-#include "csrc/cpu/head_groups.h"
 #include "csrc/elementwise/gate_mix.h"
-#include "csrc/sdpa/library_attention.h"
+#include "csrc/head_groups.h"
+#include "csrc/sdpa/sdpa_branch.h"
 
-namespace prulong {
+namespace prulong::sdpa {
 namespace {
 
 kernels::ElementType element_type(const at::Tensor& t) {
@@ -97,8 +97,8 @@ at::Tensor gate_gradient(const at::Tensor& gate, const at::Tensor& dout, const a
 
 }  // namespace
 
-GatedResults gated_library_forward(const AttentionSpec& spec, const std::vector<HeadKind>& kinds, const at::Tensor& q,
-                                   const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate) {
+GatedResults gated_forward(const AttentionSpec& spec, const std::vector<HeadKind>& kinds, const at::Tensor& q,
+                           const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate) {
   const c10::OptionalDeviceGuard guard(q.device());
   const int64_t group = q.size(1) / k.size(1);
   const BranchHeads global = heads_of(kinds, HeadKind::kLocal, group),
@@ -109,7 +109,7 @@ GatedResults gated_library_forward(const AttentionSpec& spec, const std::vector<
                                at::zeros({q.size(1), q.size(0)}, lse_options)};
   const auto compute = [&](const BranchHeads& branch, bool is_local, const at::Tensor& lse_whole) {
     if (branch.empty()) return at::Tensor();
-    auto [out, lse] = LibraryAttention(spec, is_local, q.device())
+    auto [out, lse] = SdpaBranch(spec, is_local, q.device())
                           .forward(branch.take_query_heads(q, 1), branch.take_key_heads(k), branch.take_key_heads(v));
     branch.write_lse(lse_whole, lse);
     return out;
@@ -120,7 +120,7 @@ GatedResults gated_library_forward(const AttentionSpec& spec, const std::vector<
   return result;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_library_backward(
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_backward(
     const AttentionSpec& spec, const std::vector<HeadKind>& kinds, const at::Tensor& dout_any, const at::Tensor& q,
     const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate_any, const GatedResults& results,
     const std::array<bool, 4>& needs) {
@@ -153,7 +153,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_library_backwar
   const auto compute = [&](const BranchHeads& branch, bool is_local, at::Tensor& branch_out, const at::Tensor& lse) {
     if (branch.empty()) return Gradients{};
     auto [dq, dk, dv] =
-        LibraryAttention(spec, is_local, q.device())
+        SdpaBranch(spec, is_local, q.device())
             .backward(branch.take_query_heads(dout, 1), branch.take_query_heads(q, 1), branch.take_key_heads(k),
                       branch.take_key_heads(v), branch_out, branch.take_query_heads(lse, 0));
     branch_out.reset();
@@ -171,4 +171,4 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_library_backwar
           join(needs[2], v, from_global.dv, from_local.dv), dgate};
 }
 
-}  // namespace prulong
+}  // namespace prulong::sdpa

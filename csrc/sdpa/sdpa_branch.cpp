@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "csrc/sdpa/library_attention.h"
+#include "csrc/sdpa/sdpa_branch.h"
 
 #include <ATen/Context.h>
 #include <ATen/ops/_flash_attention_backward.h>
@@ -39,7 +39,7 @@ int compute_capability(const at::Tensor& q) {
   return 10 * major + minor;
 }
 
-// As the library reads q, k and v, without checking: rows of whole 16-byte vectors.
+// As PyTorch's kernels read q, k and v, without checking: rows of whole 16-byte vectors.
 at::Tensor readable(const at::Tensor& t) {
   const bool aligned = reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0;
   return aligned && t.stride(0) % 8 == 0 && t.stride(1) % 8 == 0 ? t : t.clone(at::MemoryFormat::Contiguous);
@@ -77,7 +77,7 @@ void merge(const Softmax& whole, const Softmax& part, int64_t begin, const at::T
 
 }  // namespace
 
-bool LibraryAttention::supports(const at::Tensor& q, double scale) {
+bool SdpaBranch::supports(const at::Tensor& q, double scale) {
   const at::ScalarType dtype = q.scalar_type();
   if (!q.is_cuda() || q.size(0) == 0 || (dtype != at::kHalf && dtype != at::kBFloat16)) return false;
   if (q.size(2) % 8 != 0 || q.size(2) > 256 || !(static_cast<float>(scale) > 0)) return false;
@@ -85,7 +85,7 @@ bool LibraryAttention::supports(const at::Tensor& q, double scale) {
   return capability >= 80 && (q.size(2) <= 192 || capability == 80 || capability == 90);
 }
 
-LibraryAttention::LibraryAttention(const AttentionSpec& spec, bool local, at::Device device) : scale_(spec.scale) {
+SdpaBranch::SdpaBranch(const AttentionSpec& spec, bool local, at::Device device) : scale_(spec.scale) {
   const c10::OptionalDeviceGuard guard(device);
   if (local) {
     for (const AttentionPart& part : local_parts(spec.documents, spec.locality, kSinkRows)) {
@@ -100,11 +100,11 @@ LibraryAttention::LibraryAttention(const AttentionSpec& spec, bool local, at::De
   one_document_ = part.stretches.size() == 1 && part.stretches[0].q_length == part.stretches[0].k_length;
 }
 
-at::Tensor LibraryAttention::Tokens::take(const at::Tensor& t, int64_t dim) const {
+at::Tensor SdpaBranch::Tokens::take(const at::Tensor& t, int64_t dim) const {
   return index.defined() ? at::index_select(t, dim, index) : t.narrow(dim, begin, length);
 }
 
-LibraryAttention::Call LibraryAttention::prepare(const AttentionPart& part, at::Device device) {
+SdpaBranch::Call SdpaBranch::prepare(const AttentionPart& part, at::Device device) {
   // A longest stretch of 1 would switch flash attention to a decode path with another layout of the log-sum-exp; a
   // larger bound is always allowed.
   Call call{{}, {}, {}, {}, 2, 2, part.causal, part.window};
@@ -129,14 +129,14 @@ LibraryAttention::Call LibraryAttention::prepare(const AttentionPart& part, at::
   return call;
 }
 
-bool LibraryAttention::use_cudnn(const at::Tensor& q) const {
+bool SdpaBranch::use_cudnn(const at::Tensor& q) const {
   // cuDNN's backward pass has no deterministic mode here.
   return one_document_ && q.size(0) >= kMinCudnnTokens && q.size(2) <= 128 && compute_capability(q) >= 90 &&
          at::globalContext().userEnabledCuDNNSDP() && !at::globalContext().deterministicAlgorithms();
 }
 
-std::tuple<at::Tensor, at::Tensor> LibraryAttention::forward_part(const Call& call, const at::Tensor& q,
-                                                                  const at::Tensor& k, const at::Tensor& v) const {
+std::tuple<at::Tensor, at::Tensor> SdpaBranch::forward_part(const Call& call, const at::Tensor& q, const at::Tensor& k,
+                                                            const at::Tensor& v) const {
   if (use_cudnn(q)) {
     const auto result = at::_scaled_dot_product_cudnn_attention(
         heads_first(q), heads_first(k), heads_first(v), /*attn_bias=*/std::nullopt, /*compute_log_sumexp=*/true,
@@ -161,11 +161,10 @@ std::tuple<at::Tensor, at::Tensor> LibraryAttention::forward_part(const Call& ca
   return {out.contiguous(), lse.contiguous()};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> LibraryAttention::backward_part(const Call& call, const at::Tensor& dout,
-                                                                               const at::Tensor& q, const at::Tensor& k,
-                                                                               const at::Tensor& v,
-                                                                               const at::Tensor& out,
-                                                                               const at::Tensor& lse) const {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> SdpaBranch::backward_part(const Call& call, const at::Tensor& dout,
+                                                                         const at::Tensor& q, const at::Tensor& k,
+                                                                         const at::Tensor& v, const at::Tensor& out,
+                                                                         const at::Tensor& lse) const {
   if (use_cudnn(q)) {
     // Both only read with dropout.
     const at::Tensor seed = at::empty({}, q.options().dtype(at::kLong));
@@ -192,8 +191,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> LibraryAttention::backward_part(c
   return {dq.contiguous(), dk.contiguous(), dv.contiguous()};
 }
 
-std::tuple<at::Tensor, at::Tensor> LibraryAttention::forward(const at::Tensor& q_any, const at::Tensor& k_any,
-                                                             const at::Tensor& v_any) const {
+std::tuple<at::Tensor, at::Tensor> SdpaBranch::forward(const at::Tensor& q_any, const at::Tensor& k_any,
+                                                       const at::Tensor& v_any) const {
   const c10::OptionalDeviceGuard guard(q_any.device());
   const at::Tensor q = readable(q_any), k = readable(k_any), v = readable(v_any);
   auto [out, lse] = forward_part(calls_.front(), q, k, v);
@@ -206,9 +205,10 @@ std::tuple<at::Tensor, at::Tensor> LibraryAttention::forward(const at::Tensor& q
   return {out, lse};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> LibraryAttention::backward(
-    const at::Tensor& dout, const at::Tensor& q_any, const at::Tensor& k_any, const at::Tensor& v_any,
-    const at::Tensor& out, const at::Tensor& lse) const {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> SdpaBranch::backward(const at::Tensor& dout, const at::Tensor& q_any,
+                                                                    const at::Tensor& k_any, const at::Tensor& v_any,
+                                                                    const at::Tensor& out,
+                                                                    const at::Tensor& lse) const {
   const c10::OptionalDeviceGuard guard(q_any.device());
   const at::Tensor q = readable(q_any), k = readable(k_any), v = readable(v_any);
   auto [dq, dk, dv] = backward_part(calls_.front(), dout, q, k, v, out, lse);

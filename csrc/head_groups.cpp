@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "csrc/cpu/head_groups.h"
+#include "csrc/head_groups.h"
 
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/tensor.h>

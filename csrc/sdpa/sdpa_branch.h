@@ -18,16 +18,16 @@ namespace prulong {
 /// The local branch is computed in parts (attention_parts.h) whose softmaxes are joined. Every part's gradients then
 /// come from the joined output and log-sum-exp: P = exp(s - lse) and dS = P (dP - <dout, out>) hold for any subset of
 /// the keys.
-class LibraryAttention {
+class SdpaBranch {
  public:
-  /// Can the library compute these tensors? (dtype, head_dim a multiple of 8 up to 256, or 192 where the library has no
+  /// Can PyTorch's kernels compute these tensors? (dtype, head_dim a multiple of 8 up to 256, or 192 where they have no
   /// larger backward pass, compute capability >= 8.0, at least one token, scale > 0: flash attention scales scores
   /// after hiding keys)
   static bool supports(const at::Tensor& q, double scale);
 
   /// @param local   the local branch, else the global one.
   /// @param device  of the tensors to come.
-  LibraryAttention(const AttentionSpec& spec, bool local, at::Device device);
+  SdpaBranch(const AttentionSpec& spec, bool local, at::Device device);
 
   /// q [Tq, Hq, D], k and v [Tk, Hkv, D]: out [Tq, Hq, D] and log-sum-exp [Hq, Tq] float32, contiguous. Queries are
   /// aligned with the last keys of their document. Inputs that 16-byte reads cannot address are copied.
@@ -45,7 +45,7 @@ class LibraryAttention {
     at::Tensor index;  // [length] int64; undefined: a range
     at::Tensor take(const at::Tensor& t, int64_t dim) const;
   };
-  // A part as the library takes it.
+  // A part as PyTorch's kernels take it.
   struct Call {
     Tokens rows, keys;
     at::Tensor cu_seqlens_q, cu_seqlens_k;
