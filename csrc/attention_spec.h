@@ -24,9 +24,10 @@ inline Locality bounded(int64_t sink, int64_t window, int64_t k_tokens) {
   return {static_cast<int>(std::min(sink, most)), static_cast<int>(std::clamp<int64_t>(window, 1, most))};
 }
 
-/// What all heads of a call share, for backends that plan on the host.
+/// What a call of attention computes, read and checked on the host.
 struct AttentionSpec {
   std::vector<DocumentRows> documents;
+  std::vector<HeadKind> heads;  ///< of the KV heads
   Locality locality;
   double scale;
 };

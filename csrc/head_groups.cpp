@@ -49,6 +49,4 @@ at::Tensor split_query_heads(const at::Tensor& q, int64_t kv_heads) {
   return q.unflatten(1, {kv_heads, q.size(1) / kv_heads});
 }
 
-at::Tensor keys_by_head(const at::Tensor& k) { return k.to(compute_type(k.scalar_type())).transpose(0, 1); }
-
 }  // namespace prulong

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "csrc/cpu/blocked_jobs.h"
+#include "csrc/attention_spec.h"
 
 namespace prulong {
 
@@ -38,8 +38,5 @@ class HeadSlice {
 
 /// [T, Hkv * g, D] as [T, Hkv, g, D].
 at::Tensor split_query_heads(const at::Tensor& q, int64_t kv_heads);
-
-/// [T, Hkv, D] as [Hkv, T, D] in the compute type; a view where the dtype already fits.
-at::Tensor keys_by_head(const at::Tensor& k);
 
 }  // namespace prulong

@@ -55,6 +55,22 @@ std::vector<at::Tensor> fractional_heads(const std::vector<at::Tensor>& heads, i
   return places;
 }
 
+/// Gated attention whose results a second run keeps: out, both log-sum-exps, and delta of the fractional heads, the
+/// only ones that read it.
+at::Tensor kept_attention(const GatedArguments& arguments, const at::Tensor& fractional, RecomputeState& state) {
+  const auto by_key_head = [&](const at::Tensor& t) { return t.view({t.size(0), arguments.gate.size(0), -1}); };
+  if (!state.again) {
+    const GatedResults results = gated_attention_results(arguments);
+    at::Tensor delta;
+    if (fractional.numel() > 0) delta = by_key_head(results.delta).index_select(1, fractional);
+    state.kept = {results.out, results.lse_global, results.lse_local, delta};
+    return results.out;
+  }
+  const at::Tensor delta = at::zeros(arguments.q.sizes(), arguments.q.options());
+  if (state.kept[3].defined()) by_key_head(delta).index_copy_(1, fractional, state.kept[3]);
+  return gated_attention_from({state.kept[0], delta, state.kept[1], state.kept[2]}, arguments);
+}
+
 }  // namespace
 
 HeadMask HeadMask::from_pattern(const Pattern& pattern, const ModelConfig& config, at::Device device) {
@@ -98,28 +114,9 @@ at::Tensor PackedAttention::attend(int64_t layer, const at::Tensor& q, const at:
   }
   const at::Tensor gates =
       (state.gates.defined() ? state.gates : heads).to(q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
-  if (fractional_[static_cast<size_t>(layer)].defined()) return kept_attention(layer, q, k, v, gates, scale, state);
-  return gated_attention(q, k, v, gates, cu_seqlens_, max_seqlen_, sink_, window_, scale);
-}
-
-/// Gated attention whose results a second run keeps: out, both log-sum-exps, and delta of the fractional heads, the
-/// only ones that read it.
-at::Tensor PackedAttention::kept_attention(int64_t layer, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                                           const at::Tensor& gates, double scale, RecomputeState& state) const {
+  const GatedArguments arguments = {q, k, v, gates, cu_seqlens_, max_seqlen_, sink_, window_, scale};
   const at::Tensor& fractional = fractional_[static_cast<size_t>(layer)];
-  const auto by_key_head = [&](const at::Tensor& t) { return t.view({t.size(0), gates.size(0), -1}); };
-  if (!state.again) {
-    const GatedResults results =
-        gated_attention_results(q, k, v, gates, cu_seqlens_, max_seqlen_, sink_, window_, scale);
-    at::Tensor delta;
-    if (fractional.numel() > 0) delta = by_key_head(results.delta).index_select(1, fractional);
-    state.kept = {results.out, results.lse_global, results.lse_local, delta};
-    return results.out;
-  }
-  const at::Tensor delta = at::zeros(q.sizes(), q.options());
-  if (state.kept[3].defined()) by_key_head(delta).index_copy_(1, fractional, state.kept[3]);
-  return gated_attention_from({state.kept[0], delta, state.kept[1], state.kept[2]}, q, k, v, gates, cu_seqlens_,
-                              max_seqlen_, sink_, window_, scale);
+  return fractional.defined() ? kept_attention(arguments, fractional, state) : gated_attention(arguments);
 }
 
 }  // namespace prulong

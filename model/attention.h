@@ -55,9 +55,6 @@ class PackedAttention : public Attention {
   at::Tensor gates(int64_t layer) const override;
 
  private:
-  at::Tensor kept_attention(int64_t layer, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                            const at::Tensor& gates, double scale, RecomputeState& state) const;
-
   at::Tensor cu_seqlens_;
   int64_t max_seqlen_;
   int64_t sink_, window_;

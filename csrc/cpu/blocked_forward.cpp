@@ -125,18 +125,6 @@ void forward_tile(const AttentionSpec& spec, const ForwardJob& job, const QueryT
 
 }  // namespace
 
-std::vector<DocumentRows> make_documents(const Bounds& q_bounds, const Bounds& k_bounds) {
-  std::vector<DocumentRows> documents;
-  for (size_t d = 0; d + 1 < q_bounds.size(); ++d) {
-    documents.push_back({.q_begin = q_bounds[d],
-                         .q_length = q_bounds[d + 1] - q_bounds[d],
-                         .k_begin = k_bounds[d],
-                         .k_length = k_bounds[d + 1] - k_bounds[d],
-                         .index = static_cast<int>(d)});
-  }
-  return documents;
-}
-
 void blocked_forward(const AttentionSpec& spec, const std::vector<ForwardJob>& jobs) {
   if (jobs.empty()) return;
   const at::Device device = jobs.front().q.device();

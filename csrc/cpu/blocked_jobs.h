@@ -3,16 +3,11 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <cstdint>
 #include <vector>
 
 #include "csrc/attention_spec.h"
-#include "csrc/ops/checks.h"
 
 namespace prulong {
-
-/// The documents between host bounds; k_bounds has as many entries as q_bounds.
-std::vector<DocumentRows> make_documents(const Bounds& q_bounds, const Bounds& k_bounds);
 
 /// H KV heads of one kind, with g query heads each. All tensors on one device; "compute type" is compute_type(q's
 /// dtype).

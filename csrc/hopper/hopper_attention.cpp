@@ -8,9 +8,7 @@
 #include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime_api.h>
 
-#include <cstdlib>
-#include <cstring>
-
+#include "csrc/attention_spec.h"
 #include "csrc/hopper/address.h"
 #include "csrc/hopper/backward/backward.h"
 #include "csrc/hopper/combine.h"
@@ -59,6 +57,11 @@ kernels::Batch make_batch(const at::Tensor& q, const at::Tensor& k, Locality loc
   return batch;
 }
 
+template <class Arguments>
+Locality locality_of(const Arguments& arguments) {
+  return bounded(arguments.sink, arguments.window, arguments.k.size(0));
+}
+
 // A schedule whose plan is on its way, and the memory that holds it. Memory freed by the host lives on until the
 // stream is past its use.
 struct Planned {
@@ -103,11 +106,7 @@ void run(const kernels::ForwardParams& params, cudaStream_t stream) {
 
 }  // namespace
 
-bool supports_backward(const std::array<bool, 4>& needs) { return needs[0] || needs[1] || needs[2]; }
-
 bool supports(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cu_seqlens, double scale) {
-  const char* choice = std::getenv("PRULONG_ATTENTION");
-  if (choice != nullptr && std::strcmp(choice, "sdpa") == 0) return false;
   const at::ScalarType dtype = q.scalar_type();
   if (!q.is_cuda() || (dtype != at::kHalf && dtype != at::kBFloat16)) return false;
   if (q.size(2) != 64 && q.size(2) != 128) return false;
@@ -118,24 +117,22 @@ bool supports(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cu_seq
   return on_hopper(q);
 }
 
-GatedResults gated_forward(const at::Tensor& q_any, const at::Tensor& k_any, const at::Tensor& v_any,
-                           const at::Tensor& gate_any, const at::Tensor& cu_seqlens_any, Locality locality,
-                           double scale) {
-  const c10::OptionalDeviceGuard guard(q_any.device());
+GatedResults gated_forward(const GatedArguments& arguments) {
+  const c10::OptionalDeviceGuard guard(arguments.q.device());
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
-  const at::Tensor q = addressable(q_any), k = addressable(k_any), v = addressable(v_any);
-  const at::Tensor gate = gate_any.contiguous(), cu_seqlens = cu_seqlens_any.contiguous();
+  const at::Tensor q = addressable(arguments.q), k = addressable(arguments.k), v = addressable(arguments.v);
+  const at::Tensor gate = arguments.gate.contiguous(), cu_seqlens = arguments.cu_seqlens.contiguous();
   const GatedResults result = {at::empty(q.sizes(), q.options()), at::empty(q.sizes(), q.options()),
                                empty_statistics(q), empty_statistics(q)};
 
-  kernels::Batch batch = make_batch(q, k, locality, cu_seqlens, cu_seqlens);
+  kernels::Batch batch = make_batch(q, k, locality_of(arguments), cu_seqlens, cu_seqlens);
   batch.gate = gate.const_data_ptr<float>();
   const Planned planned = plan(batch, {.query_rows = kernels::forward_query_rows(batch.head_dim)}, q, stream);
   run({.schedule = planned.schedule,
        .q = packed(q),
        .k = packed(k),
        .v = packed(v),
-       .scale = static_cast<float>(scale),
+       .scale = static_cast<float>(arguments.scale),
        .out = result.out.mutable_data_ptr(),
        .delta = result.delta.mutable_data_ptr(),
        .lse_global = result.lse_global.mutable_data_ptr<float>(),
@@ -146,20 +143,18 @@ GatedResults gated_forward(const at::Tensor& q_any, const at::Tensor& k_any, con
   return result;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_backward(
-    const at::Tensor& dout_any, const at::Tensor& q_any, const at::Tensor& k_any, const at::Tensor& v_any,
-    const at::Tensor& gate_any, const GatedResults& results, const at::Tensor& cu_seqlens_any, Locality locality,
-    double scale) {
-  const c10::OptionalDeviceGuard guard(q_any.device());
+GatedGradients gated_backward(const GatedArguments& arguments, const at::Tensor& dout_any,
+                              const GatedResults& results) {
+  const c10::OptionalDeviceGuard guard(arguments.q.device());
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
-  const at::Tensor q = addressable(q_any), k = addressable(k_any), v = addressable(v_any);
+  const at::Tensor q = addressable(arguments.q), k = addressable(arguments.k), v = addressable(arguments.v);
   const at::Tensor dout = addressable(dout_any), out = dense(results.out), delta = dense(results.delta);
   const at::Tensor lse_global = results.lse_global.contiguous(), lse_local = results.lse_local.contiguous();
-  const at::Tensor gate = gate_any.contiguous(), cu_seqlens = cu_seqlens_any.contiguous();
+  const at::Tensor gate = arguments.gate.contiguous(), cu_seqlens = arguments.cu_seqlens.contiguous();
   const at::Tensor dq = at::empty(q.sizes(), q.options()), dk = at::empty(k.sizes(), k.options());
   const at::Tensor dv = at::empty(v.sizes(), v.options()), dgate = at::empty(gate.sizes(), gate.options());
 
-  kernels::Batch batch = make_batch(q, k, locality, cu_seqlens, cu_seqlens);
+  kernels::Batch batch = make_batch(q, k, locality_of(arguments), cu_seqlens, cu_seqlens);
   batch.gate = gate.const_data_ptr<float>();
   const Planned planned = plan(batch, {.with_keys = true}, q, stream);
   const auto scratch_bytes = static_cast<int64_t>(kernels::backward_scratch_bytes(batch));
@@ -169,7 +164,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_backward(
                                            .k = packed(k),
                                            .v = packed(v),
                                            .dout = packed(dout),
-                                           .scale = static_cast<float>(scale),
+                                           .scale = static_cast<float>(arguments.scale),
                                            .out = out.const_data_ptr(),
                                            .delta = delta.const_data_ptr(),
                                            .lse_global = lse_global.const_data_ptr<float>(),
@@ -191,18 +186,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_backward(
   return {dq, dk, dv, dgate};
 }
 
-std::tuple<at::Tensor, at::Tensor> masked_forward(const at::Tensor& q_any, const at::Tensor& k_any,
-                                                  const at::Tensor& v_any, const at::Tensor& is_global_any,
-                                                  const at::Tensor& cu_seqlens_q_any,
-                                                  const at::Tensor& cu_seqlens_k_any, Locality locality, double scale) {
-  const c10::OptionalDeviceGuard guard(q_any.device());
+std::tuple<at::Tensor, at::Tensor> masked_forward(const MaskedArguments& arguments) {
+  const c10::OptionalDeviceGuard guard(arguments.q.device());
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
-  const at::Tensor q = addressable(q_any), k = addressable(k_any), v = addressable(v_any);
-  const at::Tensor is_global = is_global_any.contiguous();
-  const at::Tensor cu_seqlens_q = cu_seqlens_q_any.contiguous(), cu_seqlens_k = cu_seqlens_k_any.contiguous();
+  const at::Tensor q = addressable(arguments.q), k = addressable(arguments.k), v = addressable(arguments.v);
+  const at::Tensor is_global = arguments.is_global.contiguous();
+  const at::Tensor cu_seqlens_q = arguments.cu_seqlens_q.contiguous(),
+                   cu_seqlens_k = arguments.cu_seqlens_k.contiguous();
   const at::Tensor out = at::empty(q.sizes(), q.options()), lse = empty_statistics(q);
 
-  kernels::Batch batch = make_batch(q, k, locality, cu_seqlens_q, cu_seqlens_k);
+  kernels::Batch batch = make_batch(q, k, locality_of(arguments), cu_seqlens_q, cu_seqlens_k);
   batch.is_global = is_global.const_data_ptr<bool>();
   const int query_rows = kernels::forward_query_rows(batch.head_dim);
   const int processors = count_processors(batch, query_rows, q.get_device());
@@ -218,7 +211,7 @@ std::tuple<at::Tensor, at::Tensor> masked_forward(const at::Tensor& q_any, const
        .q = packed(q),
        .k = packed(k),
        .v = packed(v),
-       .scale = static_cast<float>(scale),
+       .scale = static_cast<float>(arguments.scale),
        .out = out.mutable_data_ptr(),
        .delta = nullptr,
        .lse_global = floats(lse),

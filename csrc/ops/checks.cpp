@@ -93,15 +93,27 @@ Bounds read_bounds(const char* op, const char* name, const at::Tensor& cu_seqlen
   return bounds;
 }
 
-std::vector<double> read_gate(const char* op, const at::Tensor& gate) {
+std::vector<DocumentRows> make_documents(const Bounds& q_bounds, const Bounds& k_bounds) {
+  std::vector<DocumentRows> documents;
+  for (size_t d = 0; d + 1 < q_bounds.size(); ++d) {
+    documents.push_back({.q_begin = q_bounds[d],
+                         .q_length = q_bounds[d + 1] - q_bounds[d],
+                         .k_begin = k_bounds[d],
+                         .k_length = k_bounds[d + 1] - k_bounds[d],
+                         .index = static_cast<int>(d)});
+  }
+  return documents;
+}
+
+std::vector<HeadKind> read_gate(const char* op, const at::Tensor& gate) {
   const at::Tensor host = gate.to(at::kCPU, at::kDouble).contiguous();
   const double* data = host.const_data_ptr<double>();
-  std::vector<double> values(data, data + host.numel());
-  for (size_t h = 0; h < values.size(); ++h) {
-    TORCH_CHECK(values[h] >= 0 && values[h] <= 1, op, ": gate must lie in [0, 1], got ", values[h], " for key head ",
-                h);
+  std::vector<HeadKind> kinds;
+  for (int64_t h = 0; h < host.numel(); ++h) {
+    TORCH_CHECK(data[h] >= 0 && data[h] <= 1, op, ": gate must lie in [0, 1], got ", data[h], " for key head ", h);
+    kinds.push_back(kernels::head_kind(data[h]));
   }
-  return values;
+  return kinds;
 }
 
 }  // namespace prulong

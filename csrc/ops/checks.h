@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "csrc/attention_spec.h"
+
 namespace prulong {
 
 /// What one packed sequence set looks like on the host: document d holds tokens [bounds[d], bounds[d + 1]).
@@ -32,8 +34,11 @@ void check_locality(const char* op, int64_t sink, int64_t window, double scale);
 Bounds read_bounds(const char* op, const char* name, const at::Tensor& cu_seqlens, int64_t tokens, const char* max_name,
                    int64_t max_seqlen);
 
-/// Reads gates to the host (one copy on CUDA); refuses values outside [0, 1], NaN included.
-std::vector<double> read_gate(const char* op, const at::Tensor& gate);
+/// The documents between host bounds; k_bounds has as many entries as q_bounds.
+std::vector<DocumentRows> make_documents(const Bounds& q_bounds, const Bounds& k_bounds);
+
+/// Reads gates to the host (one copy on CUDA) and says what heads compute; refuses values outside [0, 1], NaN included.
+std::vector<HeadKind> read_gate(const char* op, const at::Tensor& gate);
 
 /// The type in which attention is computed and gates are given: float64 for float64 inputs, else float32.
 at::ScalarType compute_type(at::ScalarType dtype);

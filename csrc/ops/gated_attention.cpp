@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The public operator: autograd over its two halves (gated_kernels.cpp), usable from C++ without Python.
+// The public operator: autograd over its two halves (gated_halves.cpp), usable from C++ without Python.
 #include "csrc/ops/gated_attention.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -9,15 +9,16 @@
 
 #include <array>
 #include <tuple>
+#include <utility>
 
 namespace prulong {
 namespace {
 
+// The schemas' flat lists (library.cpp).
+template <class Result>
+using Flat = Result(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                    c10::SymInt, int64_t, int64_t, double);
 using Tensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-using Whole = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                         c10::SymInt, int64_t, int64_t, double);
-using Forward = Tensors(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                        c10::SymInt, int64_t, int64_t, double);
 using Backward = Tensors(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
                          const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
                          c10::SymInt, int64_t, int64_t, double, std::array<bool, 4>);
@@ -27,38 +28,44 @@ c10::TypedOperatorHandle<Signature> find_op(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
-Tensors call_forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate,
-                     const at::Tensor& cu_seqlens, const c10::SymInt& max_seqlen, int64_t sink, int64_t window,
-                     double scale) {
-  static const auto op = find_op<Forward>("prulong::gated_attention_forward");
-  return op.call(q, k, v, gate, cu_seqlens, max_seqlen, sink, window, scale);
+template <class Result>
+Result call(const c10::TypedOperatorHandle<Flat<Result>>& op, const GatedArguments& a) {
+  return op.call(a.q, a.k, a.v, a.gate, a.cu_seqlens, a.max_seqlen, a.sink, a.window, a.scale);
+}
+
+GatedResults call_forward(const GatedArguments& arguments) {
+  static const auto op = find_op<Flat<Tensors>>("prulong::gated_attention_forward");
+  auto [out, delta, lse_global, lse_local] = call<Tensors>(op, arguments);
+  return {out, delta, lse_global, lse_local};
 }
 
 class GatedAttention : public torch::autograd::Function<GatedAttention> {
  public:
   /// @param known  the results, or null: to be computed.
+  static at::Tensor run(const GatedArguments& arguments, const GatedResults* known) {
+    // Autograd looks for inputs among the arguments themselves.
+    return apply(arguments.q, arguments.k, arguments.v, arguments.gate, arguments, known);
+  }
+
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k,
-                            const at::Tensor& v, const at::Tensor& gate, const at::Tensor& cu_seqlens,
-                            const c10::SymInt& max_seqlen, int64_t sink, int64_t window, double scale,
+                            const at::Tensor& v, const at::Tensor& gate, const GatedArguments& arguments,
                             const GatedResults* known) {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    // An output of its own: this node becomes its history.
-    auto [out, delta, lse_global, lse_local] =
-        known != nullptr ? Tensors(known->out.detach(), known->delta, known->lse_global, known->lse_local)
-                         : call_forward(q, k, v, gate, cu_seqlens, max_seqlen, sink, window, scale);
-    ctx->save_for_backward({q, k, v, gate, cu_seqlens, out, delta, lse_global, lse_local});
-    ctx->saved_data["max_seqlen"] = max_seqlen;
-    ctx->saved_data["sink"] = sink;
-    ctx->saved_data["window"] = window;
-    ctx->saved_data["scale"] = scale;
+    GatedResults results = known != nullptr ? *known : call_forward(arguments);
+    if (known != nullptr) results.out = results.out.detach();  // an output of its own: this node becomes its history
+    ctx->save_for_backward(
+        {q, k, v, gate, arguments.cu_seqlens, results.out, results.delta, results.lse_global, results.lse_local});
+    ctx->saved_data["max_seqlen"] = arguments.max_seqlen;
+    ctx->saved_data["sink"] = arguments.sink;
+    ctx->saved_data["window"] = arguments.window;
+    ctx->saved_data["scale"] = arguments.scale;
     ctx->set_materialize_grads(false);
-    return out;
+    return results.out;
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  const torch::autograd::variable_list& gradients) {
-    constexpr size_t kInputs = 10;
-    torch::autograd::variable_list result(kInputs);
+    torch::autograd::variable_list result(6);  // one of each of forward's arguments
     if (!gradients[0].defined()) return result;
     const auto saved = ctx->get_saved_variables();
     const at::Tensor &q = saved[0], &k = saved[1], &v = saved[2], &gate = saved[3], &cu_seqlens = saved[4];
@@ -76,45 +83,35 @@ class GatedAttention : public torch::autograd::Function<GatedAttention> {
   }
 };
 
-at::Tensor gated_attention_autograd(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                                    const at::Tensor& gate, const at::Tensor& cu_seqlens, c10::SymInt max_seqlen,
-                                    int64_t sink, int64_t window, double scale) {
-  const GatedResults* unknown = nullptr;
-  return GatedAttention::apply(q, k, v, gate, cu_seqlens, max_seqlen, sink, window, scale, unknown);
-}
+at::Tensor differentiable(const GatedArguments& arguments) { return GatedAttention::run(arguments, nullptr); }
 
 // Where autograd is off altogether (inference mode).
-at::Tensor gated_attention_forward_only(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                                        const at::Tensor& gate, const at::Tensor& cu_seqlens, c10::SymInt max_seqlen,
-                                        int64_t sink, int64_t window, double scale) {
-  return std::get<0>(call_forward(q, k, v, gate, cu_seqlens, max_seqlen, sink, window, scale));
+at::Tensor forward_only(const GatedArguments& arguments) { return call_forward(arguments).out; }
+
+template <at::Tensor (*kRun)(const GatedArguments&)>
+at::Tensor gated_op(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate,
+                    const at::Tensor& cu_seqlens, c10::SymInt max_seqlen, int64_t sink, int64_t window, double scale) {
+  return kRun({q, k, v, gate, cu_seqlens, std::move(max_seqlen), sink, window, scale});
 }
 
 }  // namespace
 
-at::Tensor gated_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate,
-                           const at::Tensor& cu_seqlens, int64_t max_seqlen, int64_t sink, int64_t window,
-                           double scale) {
-  static const auto op = find_op<Whole>("prulong::gated_attention");
-  return op.call(q, k, v, gate, cu_seqlens, max_seqlen, sink, window, scale);
+at::Tensor gated_attention(const GatedArguments& arguments) {
+  static const auto op = find_op<Flat<at::Tensor>>("prulong::gated_attention");
+  return call<at::Tensor>(op, arguments);
 }
 
-GatedResults gated_attention_results(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                                     const at::Tensor& gate, const at::Tensor& cu_seqlens, int64_t max_seqlen,
-                                     int64_t sink, int64_t window, double scale) {
+GatedResults gated_attention_results(const GatedArguments& arguments) {
   const at::AutoDispatchBelowADInplaceOrView guard;
-  auto [out, delta, lse_global, lse_local] = call_forward(q, k, v, gate, cu_seqlens, max_seqlen, sink, window, scale);
-  return {out, delta, lse_global, lse_local};
+  return call_forward(arguments);
 }
 
-at::Tensor gated_attention_from(const GatedResults& results, const at::Tensor& q, const at::Tensor& k,
-                                const at::Tensor& v, const at::Tensor& gate, const at::Tensor& cu_seqlens,
-                                int64_t max_seqlen, int64_t sink, int64_t window, double scale) {
-  return GatedAttention::apply(q, k, v, gate, cu_seqlens, c10::SymInt(max_seqlen), sink, window, scale, &results);
+at::Tensor gated_attention_from(const GatedResults& results, const GatedArguments& arguments) {
+  return GatedAttention::run(arguments, &results);
 }
 
 TORCH_LIBRARY_IMPL(prulong, Autograd, m) {
-  m.impl("gated_attention", TORCH_FN(gated_attention_autograd));
+  m.impl("gated_attention", TORCH_FN(gated_op<differentiable>));
   // Differentiating through these is refused instead of giving no gradient.
   m.impl("gated_attention_forward", torch::autograd::autogradNotImplementedFallback());
   m.impl("gated_attention_backward", torch::autograd::autogradNotImplementedFallback());
@@ -122,7 +119,7 @@ TORCH_LIBRARY_IMPL(prulong, Autograd, m) {
 }
 
 TORCH_LIBRARY_IMPL(prulong, CompositeExplicitAutograd, m) {
-  m.impl("gated_attention", TORCH_FN(gated_attention_forward_only));
+  m.impl("gated_attention", TORCH_FN(gated_op<forward_only>));
 }
 
 }  // namespace prulong

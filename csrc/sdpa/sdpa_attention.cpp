@@ -97,12 +97,12 @@ at::Tensor gate_gradient(const at::Tensor& gate, const at::Tensor& dout, const a
 
 }  // namespace
 
-GatedResults gated_forward(const AttentionSpec& spec, const std::vector<HeadKind>& kinds, const at::Tensor& q,
-                           const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate) {
+GatedResults gated_forward(const AttentionSpec& spec, const GatedArguments& arguments) {
+  const auto& [q, k, v, gate, cu_seqlens, max_seqlen, sink, window, scale] = arguments;
   const c10::OptionalDeviceGuard guard(q.device());
   const int64_t group = q.size(1) / k.size(1);
-  const BranchHeads global = heads_of(kinds, HeadKind::kLocal, group),
-                    local = heads_of(kinds, HeadKind::kGlobal, group);
+  const BranchHeads global = heads_of(spec.heads, HeadKind::kLocal, group),
+                    local = heads_of(spec.heads, HeadKind::kGlobal, group);
   const auto lse_options = q.options().dtype(at::kFloat);
   const GatedResults result = {at::empty(q.sizes(), q.options()), at::empty(q.sizes(), q.options()),
                                at::zeros({q.size(1), q.size(0)}, lse_options),
@@ -120,10 +120,9 @@ GatedResults gated_forward(const AttentionSpec& spec, const std::vector<HeadKind
   return result;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_backward(
-    const AttentionSpec& spec, const std::vector<HeadKind>& kinds, const at::Tensor& dout_any, const at::Tensor& q,
-    const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate_any, const GatedResults& results,
-    const std::array<bool, 4>& needs) {
+GatedGradients gated_backward(const AttentionSpec& spec, const GatedArguments& arguments, const at::Tensor& dout_any,
+                              const GatedResults& results, const std::array<bool, 4>& needs) {
+  const auto& [q, k, v, gate_any, cu_seqlens, max_seqlen, sink, window, scale] = arguments;
   const c10::OptionalDeviceGuard guard(q.device());
   const int64_t group = q.size(1) / k.size(1);
   const at::Tensor dout = dense(dout_any), gate = dense(gate_any);
@@ -132,8 +131,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_backward(
   if (needs[3]) dgate = gate_gradient(gate, dout, delta);
   if (!needs[0] && !needs[1] && !needs[2]) return {{}, {}, {}, dgate};
 
-  const BranchHeads global = heads_of(kinds, HeadKind::kLocal, group),
-                    local = heads_of(kinds, HeadKind::kGlobal, group);
+  const BranchHeads global = heads_of(spec.heads, HeadKind::kLocal, group),
+                    local = heads_of(spec.heads, HeadKind::kGlobal, group);
   at::Tensor o_global = empty_branch(q, global), o_local = empty_branch(q, local);
   C10_CUDA_CHECK(kernels::launch_gate_split({.type = element_type(q),
                                              .tokens = q.size(0),
@@ -147,20 +146,17 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_backward(
                                             c10::cuda::getCurrentCUDAStream()));
 
   // A branch's gradients are linear in its output's, so both take dout as it is and the gate weights what they give.
-  struct Gradients {
-    at::Tensor dq, dk, dv;
-  };
   const auto compute = [&](const BranchHeads& branch, bool is_local, at::Tensor& branch_out, const at::Tensor& lse) {
-    if (branch.empty()) return Gradients{};
+    if (branch.empty()) return GatedGradients{};
     auto [dq, dk, dv] =
         SdpaBranch(spec, is_local, q.device())
             .backward(branch.take_query_heads(dout, 1), branch.take_query_heads(q, 1), branch.take_key_heads(k),
                       branch.take_key_heads(v), branch_out, branch.take_query_heads(lse, 0));
     branch_out.reset();
-    return Gradients{dq, dk, dv};
+    return GatedGradients{dq, dk, dv, {}};
   };
-  const Gradients from_global = compute(global, false, o_global, results.lse_global);
-  const Gradients from_local = compute(local, true, o_local, results.lse_local);
+  const GatedGradients from_global = compute(global, false, o_global, results.lse_global);
+  const GatedGradients from_local = compute(local, true, o_local, results.lse_local);
   const auto join = [&](bool needed, const at::Tensor& like, const at::Tensor& a, const at::Tensor& b) {
     if (!needed) return at::Tensor();
     const at::Tensor sum = at::empty(like.sizes(), like.options());
@@ -169,6 +165,26 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_backward(
   };
   return {join(needs[0], q, from_global.dq, from_local.dq), join(needs[1], k, from_global.dk, from_local.dk),
           join(needs[2], v, from_global.dv, from_local.dv), dgate};
+}
+
+std::tuple<at::Tensor, at::Tensor> masked_forward(const AttentionSpec& spec, const MaskedArguments& arguments) {
+  const at::Tensor& q = arguments.q;
+  const int64_t kv_heads = arguments.k.size(1);
+  const at::Tensor out = at::empty(q.sizes(), q.options());
+  const at::Tensor lse = at::empty({q.size(1), q.size(0)}, q.options().dtype(at::kFloat));
+  for (const HeadGroup& group : group_heads(spec.heads, /*cuda=*/true)) {
+    const HeadSlice out_part(split_query_heads(out, kv_heads), 1, group.heads);
+    const HeadSlice lse_part(lse.unflatten(0, {kv_heads, -1}), 0, group.heads);
+    const at::Tensor q_part = take_heads(split_query_heads(q, kv_heads), 1, group.heads);
+    const auto [o, o_lse] = SdpaBranch(spec, group.kind == HeadKind::kLocal, q.device())
+                                .forward(q_part.flatten(1, 2), take_heads(arguments.k, 1, group.heads),
+                                         take_heads(arguments.v, 1, group.heads));
+    out_part.part().copy_(o.view_as(out_part.part()));
+    lse_part.part().copy_(o_lse.view_as(lse_part.part()));
+    out_part.write_back();
+    lse_part.write_back();
+  }
+  return {out, lse};
 }
 
 }  // namespace prulong::sdpa

@@ -1,26 +1,27 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <array>
 #include <tuple>
-#include <vector>
 
 #include "csrc/attention_spec.h"
 #include "csrc/ops/gated_attention.h"
+#include "csrc/ops/masked_attention.h"
 
+/// The operators on CUDA for tensors that SdpaBranch supports: each branch by PyTorch's kernels for the heads that
+/// compute it, mixed by ours.
+///
+/// Arguments as in the operators' headers, checked; the spec is theirs.
 namespace prulong::sdpa {
 
-/// Gated attention on CUDA for tensors that SdpaBranch supports: each branch by PyTorch's kernels for the heads that
-/// compute it, mixed by ours. q [T, Hq, D], k and v [T, Hkv, D], gate [Hkv] float32 with the given kinds.
-GatedResults gated_forward(const AttentionSpec& spec, const std::vector<HeadKind>& kinds, const at::Tensor& q,
-                           const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate);
+/// gated_attention's forward half. delta and the log-sum-exp of a branch that a head does not compute are 0.
+GatedResults gated_forward(const AttentionSpec& spec, const GatedArguments& arguments);
 
-/// dq, dk, dv in the inputs' dtype and dgate float32; undefined where not needed.
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_backward(
-    const AttentionSpec& spec, const std::vector<HeadKind>& kinds, const at::Tensor& dout, const at::Tensor& q,
-    const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate, const GatedResults& results,
-    const std::array<bool, 4>& needs);
+/// Gradients that are needed (order q, k, v, gate).
+GatedGradients gated_backward(const AttentionSpec& spec, const GatedArguments& arguments, const at::Tensor& dout,
+                              const GatedResults& results, const std::array<bool, 4>& needs);
+
+/// out [Tq, Hq, D] and log-sum-exp [Hq, Tq] float32.
+std::tuple<at::Tensor, at::Tensor> masked_forward(const AttentionSpec& spec, const MaskedArguments& arguments);
 
 }  // namespace prulong::sdpa

@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "csrc/attention_spec.h"
 #include "csrc/sdpa/attention_parts.h"
 
 namespace prulong {

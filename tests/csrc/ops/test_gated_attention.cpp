@@ -67,7 +67,7 @@ TEST_CASE("gated attention and its gradients match the definition from C++") {
                                       at::randn({231, 2, 16}, kDouble), at::tensor({z, 0.6}, kDouble)};
     for (at::Tensor& input : inputs) input.requires_grad_();
     const at::Tensor out =
-        prulong::gated_attention(inputs[0], inputs[1], inputs[2], inputs[3], bounds_of(bounds), 160, 3, 20, 0.25);
+        prulong::gated_attention({inputs[0], inputs[1], inputs[2], inputs[3], bounds_of(bounds), 160, 3, 20, 0.25});
     const at::Tensor expected = reference(inputs[0], inputs[1], inputs[2], inputs[3], bounds, 3, 20);
     CHECK(difference(out, expected) < 1e-12);
     const at::Tensor dout = at::randn({231, 6, 16}, kDouble);
@@ -87,7 +87,7 @@ TEST_CASE("float32 takes the fast row kernels and stays close to double") {
   const std::vector<int32_t> bounds = {0, 300};
   const at::Tensor q = at::randn({300, 3, 64}), k = at::randn({300, 1, 64}), v = at::randn({300, 1, 64});
   const at::Tensor gate = at::tensor({0.4F});
-  const at::Tensor out = prulong::gated_attention(q, k, v, gate, bounds_of(bounds), 300, 16, 32, 0.125);
+  const at::Tensor out = prulong::gated_attention({q, k, v, gate, bounds_of(bounds), 300, 16, 32, 0.125});
   const at::Tensor expected =
       reference(q.to(at::kDouble), k.to(at::kDouble), v.to(at::kDouble), gate.to(at::kDouble), bounds, 16, 32);
   CHECK(difference(out.to(at::kDouble), expected) < 5e-6);
@@ -98,27 +98,28 @@ TEST_CASE("masked attention agrees with gated attention at 0 and 1") {
   const at::Tensor cu = bounds_of({0, 129});
   const at::Tensor q = at::randn({129, 4, 8}), k = at::randn({129, 2, 8}), v = at::randn({129, 2, 8});
   const at::Tensor is_global = at::tensor({1, 0}).to(at::kBool);
-  const at::Tensor gated = prulong::gated_attention(q, k, v, at::tensor({1.0F, 0.0F}), cu, 129, 2, 10, 0.3);
-  const auto [out, lse] = prulong::masked_attention(q, k, v, is_global, cu, cu, 129, 129, 2, 10, 0.3);
+  const at::Tensor gated = prulong::gated_attention({q, k, v, at::tensor({1.0F, 0.0F}), cu, 129, 2, 10, 0.3});
+  const auto [out, lse] = prulong::masked_attention({q, k, v, is_global, cu, cu, 129, 129, 2, 10, 0.3});
   CHECK(difference(out, gated) == 0);
   CHECK(lse.sizes() == at::IntArrayRef({4, 129}));
   // The last 5 queries alone.
   const auto [tail, tail_lse] =
-      prulong::masked_attention(q.narrow(0, 124, 5), k, v, is_global, bounds_of({0, 5}), cu, 5, 129, 2, 10, 0.3);
+      prulong::masked_attention({q.narrow(0, 124, 5), k, v, is_global, bounds_of({0, 5}), cu, 5, 129, 2, 10, 0.3});
   CHECK(difference(tail, out.narrow(0, 124, 5)) < 1e-6);
   CHECK(difference(tail_lse, lse.narrow(1, 124, 5)) < 1e-6);
 }
 
 TEST_CASE("bad arguments are refused by name") {
   const at::Tensor q = at::randn({10, 4, 8}), k = at::randn({10, 2, 8}), gate = at::tensor({0.5F, 0.5F});
-  CHECK_THROWS_WITH(prulong::gated_attention(q, k, k, gate, bounds_of({0, 11}), 11, 1, 2, 1.0),
+  CHECK_THROWS_WITH(prulong::gated_attention({q, k, k, gate, bounds_of({0, 11}), 11, 1, 2, 1.0}),
                     ContainsSubstring("gated_attention: cu_seqlens must end at the number of tokens, 10, got 11"));
-  CHECK_THROWS_WITH(prulong::gated_attention(q, k, k, gate, bounds_of({0, 10}), 10, 1, 0, 1.0),
+  CHECK_THROWS_WITH(prulong::gated_attention({q, k, k, gate, bounds_of({0, 10}), 10, 1, 0, 1.0}),
                     ContainsSubstring("window must be >= 1"));
-  CHECK_THROWS_WITH(prulong::gated_attention(q, k, k, at::tensor({0.5F, 2.0F}), bounds_of({0, 10}), 10, 1, 2, 1.0),
+  CHECK_THROWS_WITH(prulong::gated_attention({q, k, k, at::tensor({0.5F, 2.0F}), bounds_of({0, 10}), 10, 1, 2, 1.0}),
                     ContainsSubstring("gate must lie in [0, 1], got 2 for key head 1"));
-  CHECK_THROWS_WITH(prulong::masked_attention(q, k, k, gate, bounds_of({0, 10}), bounds_of({0, 10}), 10, 10, 1, 2, 1.0),
-                    ContainsSubstring("masked_attention: is_global must be Bool"));
+  CHECK_THROWS_WITH(
+      prulong::masked_attention({q, k, k, gate, bounds_of({0, 10}), bounds_of({0, 10}), 10, 10, 1, 2, 1.0}),
+      ContainsSubstring("masked_attention: is_global must be Bool"));
 }
 
 TEST_CASE("on a GPU both branches and their gradients stay close to double", "[cuda]") {
@@ -139,8 +140,8 @@ TEST_CASE("on a GPU both branches and their gradients stay close to double", "[c
         exact_inputs.push_back(on_gpu.back().detach().to(at::kCUDA, at::kDouble).set_requires_grad(true));
       }
       const at::Tensor cu = bounds_of(bounds).to(at::kCUDA);
-      const at::Tensor out = prulong::gated_attention(on_gpu[0], on_gpu[1], on_gpu[2], on_gpu[3], cu, tokens, 20, 50,
-                                                      1 / std::sqrt(static_cast<double>(dim)));
+      const at::Tensor out = prulong::gated_attention(
+          {on_gpu[0], on_gpu[1], on_gpu[2], on_gpu[3], cu, tokens, 20, 50, 1 / std::sqrt(static_cast<double>(dim))});
       const at::Tensor exact =
           reference(exact_inputs[0], exact_inputs[1], exact_inputs[2], exact_inputs[3], bounds, 20, 50);
       const at::Tensor gpu_dout = dout.to(at::kCUDA, dtype);
