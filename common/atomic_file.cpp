@@ -2,16 +2,23 @@
 #include "common/atomic_file.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <string>
+#include <system_error>
 
 #include "common/error.h"
 
 namespace prulong {
 namespace {
+
+namespace fs = std::filesystem;
 
 const char* remedy(int reason) {
   switch (reason) {
@@ -27,70 +34,163 @@ const char* remedy(int reason) {
     case ENOENT:
     case ENOTDIR:
       return "create its folder, or choose another";
+    case EISDIR:
+      return "choose another name";
     default:
       return "mend the disk, or choose another folder";
   }
 }
 
-[[noreturn]] void fail(const std::filesystem::path& path, const char* what) {
+[[noreturn]] void fail(const fs::path& path, const char* what) {
   const int reason = errno;
-  throw Error(path.string() + ": " + what + ": " + std::strerror(reason) +
-              "; what was there is kept: " + remedy(reason));
+  throw FileError(reason, path.string() + ": " + what + ": " + std::strerror(reason) +
+                              "; what was there is kept: " + remedy(reason));
 }
 
-/// Owns a file descriptor.
-class Descriptor {
- public:
-  explicit Descriptor(int fd) : fd_(fd) {}
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  ~Descriptor() {
-    if (fd_ >= 0) ::close(fd_);
+fs::path folder_of(const fs::path& path) { return path.has_parent_path() ? path.parent_path() : "."; }
+
+void sync_folder(const fs::path& folder) {
+  const int fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return;
+  ::fsync(fd);
+  ::close(fd);
+}
+
+/// Whether `name` still is the file that the descriptor has open.
+bool is_open_at(int fd, const fs::path& name) {
+  struct stat opened {};
+  struct stat named {};
+  return ::fstat(fd, &opened) == 0 && ::lstat(name.c_str(), &named) == 0 && opened.st_dev == named.st_dev &&
+         opened.st_ino == named.st_ino;
+}
+
+/// A file, or a folder with the files in it.
+void remove_flat(const fs::path& path) {
+  std::error_code ignored;
+  if (fs::is_directory(fs::symlink_status(path, ignored))) {
+    for (fs::directory_iterator entry(path, ignored), end; !ignored && entry != end; entry.increment(ignored)) {
+      ::unlink(entry->path().c_str());
+    }
   }
-  int get() const { return fd_; }
+  fs::remove(path, ignored);
+}
+
+/// Whether a file's name is one that Unfinished gives for `path`.
+bool is_temporary_of(const std::string& name, const fs::path& path) {
+  const std::string before = path.filename().string() + ".", after = ".tmp";
+  if (!name.starts_with(before) || !name.ends_with(after) || name.size() <= before.size() + after.size()) return false;
+  const std::string middle = name.substr(before.size(), name.size() - before.size() - after.size());
+  return middle.find_first_not_of("0123456789-") == std::string::npos;
+}
+
+/// Removes what killed writers of `path` left: their temporaries, which nobody holds locked any more.
+void remove_abandoned(const fs::path& path) {
+  std::error_code ignored;
+  for (fs::directory_iterator entry(folder_of(path), ignored), end; !ignored && entry != end;
+       entry.increment(ignored)) {
+    const fs::path name = entry->path();
+    if (!is_temporary_of(name.filename().string(), path)) continue;
+    int fd = ::open(name.c_str(), O_WRONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    if (fd < 0) fd = ::open(name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0) continue;
+    if (::flock(fd, LOCK_EX | LOCK_NB) == 0 && is_open_at(fd, name)) remove_flat(name);
+    ::close(fd);
+  }
+}
+
+/// A file or folder that is being written, beside the path that it is for and under a name of its own. It is locked, so
+/// that others see that its writer lives, and removed again unless published.
+class Unfinished {
+ public:
+  enum class Kind { kFile, kFolder };
+
+  Unfinished(const fs::path& path, Kind kind) : path_(path) {
+    remove_abandoned(path);
+    do {
+      if (fd_ >= 0) ::close(fd_);
+      create(kind);
+      if (fd_ >= 0) ::flock(fd_, LOCK_EX);
+    } while (fd_ < 0 || !is_open_at(fd_, name_));  // taken, or removed as abandoned before it was locked
+  }
+  Unfinished(const Unfinished&) = delete;
+  Unfinished& operator=(const Unfinished&) = delete;
+  ~Unfinished() {
+    if (!published_) remove_flat(name_);
+    ::close(fd_);
+  }
+
+  const fs::path& name() const { return name_; }
+
+  void append(std::string_view bytes) {
+    while (!bytes.empty()) {
+      const ssize_t written = ::write(fd_, bytes.data(), bytes.size());
+      if (written < 0) {
+        if (errno == EINTR) continue;
+        fail(path_, "cannot write");
+      }
+      bytes.remove_prefix(static_cast<size_t>(written));
+    }
+  }
+
+  /// @return false if something that cannot be replaced stands at the path.
+  bool publish() {
+    // EINVAL: a file system that syncs no folders.
+    if (::fsync(fd_) != 0 && errno != EINVAL) fail(path_, "cannot sync");
+    published_ = ::rename(name_.c_str(), path_.c_str()) == 0;
+    const bool taken = errno == EEXIST || errno == ENOTEMPTY || errno == ENOTDIR || errno == EISDIR;
+    if (!published_ && !taken) fail(path_, "cannot rename its temporary");
+    if (published_) sync_folder(folder_of(path_));
+    return published_;
+  }
 
  private:
-  int fd_;
-};
-
-void write_all(int fd, std::string_view bytes, const std::filesystem::path& path) {
-  while (!bytes.empty()) {
-    const ssize_t written = ::write(fd, bytes.data(), bytes.size());
-    if (written < 0) {
-      if (errno == EINTR) continue;
-      fail(path, "cannot write");
+  /// Opens the next name, or leaves fd_ below 0 if somebody has it.
+  void create(Kind kind) {
+    static std::atomic<uint64_t> number{0};
+    name_ = path_;
+    name_ += "." + std::to_string(::getpid()) + "-" + std::to_string(number++) + ".tmp";
+    if (kind == Kind::kFile) {
+      fd_ = ::open(name_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+      if (fd_ < 0 && errno != EEXIST) fail(path_, "cannot create its temporary file");
+    } else {
+      const bool made = ::mkdir(name_.c_str(), 0777) == 0;
+      if (!made && errno != EEXIST) fail(path_, "cannot create its temporary folder");
+      fd_ = made ? ::open(name_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+      if (made && fd_ < 0 && errno != ENOENT) fail(path_, "cannot open its temporary folder");
     }
-    bytes.remove_prefix(static_cast<size_t>(written));
   }
-}
 
-void sync_folder(const std::filesystem::path& folder) {
-  const Descriptor fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (fd.get() >= 0) ::fsync(fd.get());
-}
+  fs::path path_, name_;
+  int fd_ = -1;
+  bool published_ = false;
+};
 
 }  // namespace
 
-void write_file_atomically(const std::filesystem::path& path,
+void write_file_atomically(const fs::path& path,
                            const std::function<void(const std::function<void(std::string_view)>&)>& write) {
-  const std::filesystem::path folder = path.has_parent_path() ? path.parent_path() : ".";
-  std::filesystem::path temporary = path;
-  temporary += ".tmp";
-  try {
-    const Descriptor fd(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
-    if (fd.get() < 0) fail(path, "cannot create its temporary file");
-    write([&](std::string_view bytes) { write_all(fd.get(), bytes, path); });
-    if (::fsync(fd.get()) != 0) fail(path, "cannot sync");
-    if (::rename(temporary.c_str(), path.c_str()) != 0) fail(path, "cannot rename its temporary file");
-  } catch (...) {
-    ::unlink(temporary.c_str());
-    throw;
-  }
-  sync_folder(folder);
+  Unfinished file(path, Unfinished::Kind::kFile);
+  write([&](std::string_view bytes) { file.append(bytes); });
+  if (!file.publish()) fail(path, "cannot be replaced");
 }
 
-void write_file_atomically(const std::filesystem::path& path, std::string_view content) {
+void write_file_atomically(const fs::path& path, std::string_view content) {
   write_file_atomically(path, [&](const auto& sink) { sink(content); });
+}
+
+bool make_folder_atomically(const fs::path& path, const std::function<void(const fs::path&)>& fill) {
+  Unfinished folder(path, Unfinished::Kind::kFolder);
+  fill(folder.name());
+  return folder.publish();
+}
+
+FolderLock::FolderLock(const fs::path& folder) : fd_(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
+  while (fd_ >= 0 && ::flock(fd_, LOCK_EX) != 0 && errno == EINTR) {
+  }
+}
+
+FolderLock::~FolderLock() {
+  if (fd_ >= 0) ::close(fd_);
 }
 
 }  // namespace prulong

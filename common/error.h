@@ -2,6 +2,7 @@
 #pragma once
 
 #include <stdexcept>
+#include <string>
 
 namespace prulong {
 
@@ -9,6 +10,12 @@ namespace prulong {
 /// expected, what was found, what to do. Programs print it and exit with 1.
 struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
+};
+
+/// A file that the system does not let read or write.
+struct FileError : Error {
+  FileError(int reason, const std::string& what) : Error(what), code(reason) {}
+  int code;  ///< the system's reason, an errno
 };
 
 /// A bad command line or configuration. Programs print it and exit with 2.
