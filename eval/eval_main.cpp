@@ -31,8 +31,8 @@ void run(const prulong::ConfigCommand& command) {
   prulong::refuse_inputs("out", {config.out}, prulong::files_of(config, command.path));
   const auto comparison =
       prulong::compare(config, [](const std::string& message) { std::fprintf(stderr, "%s\n", message.c_str()); });
-  std::fputs(prulong::comparison_table(comparison.rows).c_str(), stdout);
   if (!config.out.empty()) prulong::write_file_atomically(config.out, prulong::comparison_json(config, comparison));
+  std::fputs(prulong::comparison_table(comparison.rows).c_str(), stdout);
 }
 
 }  // namespace

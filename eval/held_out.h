@@ -22,6 +22,7 @@ struct EvalResult {
 /// @param first, count  which sequences of the source.
 /// @param answers_only  measure the loss on answer tokens alone: the cheap way when only recall is asked for.
 /// @param loss_chunk    rows of logits that exist at one time.
+/// @throws Stopped when a stop is requested.
 EvalResult evaluate(const Llama& model, const Source& source, int64_t first, int64_t count, const HeadMask& mask,
                     bool answers_only, int64_t loss_chunk);
 

@@ -108,7 +108,8 @@ TensorMap load_sharded_safetensors(const path& folder) {
   return tensors;
 }
 
-void save_safetensors(const path& file, const TensorMap& tensors, const std::map<std::string, std::string>& metadata) {
+void save_safetensors(const path& file, const TensorMap& tensors, const std::map<std::string, std::string>& metadata,
+                      const std::function<void(std::string_view)>& written) {
   struct Item {
     std::string name;
     std::string_view dtype;
@@ -141,7 +142,11 @@ void save_safetensors(const path& file, const TensorMap& tensors, const std::map
   const uint64_t header_size = text.size();
   if (header_size > kMaxSafetensorsHeader) fail(file, "cannot store so many tensors: the header would exceed 100 MB");
 
-  write_file_atomically(file, [&](const auto& sink) {
+  write_file_atomically(file, [&](const auto& put) {
+    const auto sink = [&](std::string_view bytes) {
+      put(bytes);
+      if (written) written(bytes);
+    };
     sink({reinterpret_cast<const char*>(&header_size), sizeof(header_size)});
     sink(text);
     for (const Item& item : items) {

@@ -4,8 +4,10 @@
 #include <ATen/core/Tensor.h>
 
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <string>
+#include <string_view>
 
 namespace prulong {
 
@@ -24,8 +26,10 @@ TensorMap load_sharded_safetensors(const std::filesystem::path& folder);
 
 /// Writes contiguous copies of CPU or CUDA tensors, atomically (temporary, fsync, rename), in the layout that Hugging
 /// Face's writer uses (sorted by alignment then name, header padded to 8 bytes).
+/// @param written  sees every byte of the file once, in order: for a checksum.
 /// @throws Error naming the file and the system's reason.
 void save_safetensors(const std::filesystem::path& file, const TensorMap& tensors,
-                      const std::map<std::string, std::string>& metadata = {});
+                      const std::map<std::string, std::string>& metadata = {},
+                      const std::function<void(std::string_view)>& written = {});
 
 }  // namespace prulong

@@ -4,10 +4,12 @@
 #include <cinttypes>
 #include <cstdio>
 #include <limits>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "common/error.h"
+#include "common/hash.h"
 #include "trainer/checkpoint_manifest.h"
 
 namespace prulong {
@@ -69,9 +71,10 @@ void save_checkpoint(const fs::path& folder, const TrainingState& state, int64_t
                 "; make its folder writable, or free space");
   }
   const auto data = folder / (stem(state.step) + ".safetensors");
-  save_safetensors(data, state.tensors, to_metadata({state.step, state.sequences, state.identity}));
-  write_manifest(data, state.step);
-  map_verified(folder / (stem(state.step) + ".json"));
+  Hash64 hash;
+  save_safetensors(data, state.tensors, to_metadata({state.step, state.sequences, state.identity}),
+                   [&](std::string_view bytes) { hash.add(bytes); });
+  write_manifest(data, state.step, hash.value());
 
   // Those ahead of this step are damaged ones that were passed over: they must not push good ones out.
   const auto all = manifests(folder, state.step);
@@ -87,16 +90,20 @@ void save_checkpoint(const fs::path& folder, const TrainingState& state, int64_t
 std::optional<TrainingState> load_newest_checkpoint(const fs::path& folder,
                                                     const std::function<void(const std::string&)>& warn) {
   const auto found = manifests(folder);
+  std::optional<OtherVersion> other;
   for (const auto& manifest : found) {
     try {
       TrainingState state = map_verified(manifest);
       for (auto& [name, tensor] : state.tensors) tensor = tensor.clone();  // the file may be removed while we run
       return state;
+    } catch (const OtherVersion& error) {
+      if (!other) other = error;
     } catch (const Error& damaged) {
       warn(std::string("damaged checkpoint passed over: ") + damaged.what());
     }
   }
   if (found.empty()) return std::nullopt;
+  if (other) throw *other;
   throw Error(folder.string() + ": all " + std::to_string(found.size()) +
               " checkpoints are damaged; move the folder away to start anew");
 }

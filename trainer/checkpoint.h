@@ -21,14 +21,14 @@ struct TrainingState {
 };
 
 /// Writes `folder`/step-N.safetensors and then step-N.json, which holds size and checksum of the first and whose
-/// presence makes the checkpoint complete; each atomically, the first read back and verified. Then removes all but the
-/// newest `keep` (>= 1) up to this step.
+/// presence makes the checkpoint complete; each atomically. The checksum is that of what was to be written, so that a
+/// file which is not that fails when it is loaded. Then removes all but the newest `keep` (>= 1) up to this step.
 /// @throws Error naming the file and the system's reason; older checkpoints stay as they were.
 void save_checkpoint(const std::filesystem::path& folder, const TrainingState& state, int64_t keep);
 
 /// The newest checkpoint that verifies. Damaged ones are reported through `warn` and passed over.
 /// @returns nothing when the folder has no checkpoint.
-/// @throws Error when there are checkpoints and all are damaged.
+/// @throws Error when there are checkpoints and none can be loaded: all are damaged, or another version wrote them.
 std::optional<TrainingState> load_newest_checkpoint(const std::filesystem::path& folder,
                                                     const std::function<void(const std::string&)>& warn);
 

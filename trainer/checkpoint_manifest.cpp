@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT
 #include "trainer/checkpoint_manifest.h"
 
-#include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "common/atomic_file.h"
 #include "common/error.h"
+#include "common/hash.h"
 #include "common/json_text.h"
 #include "common/mapped_file.h"
 
@@ -18,17 +18,14 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 
 constexpr const char* kFormat = "prulong-checkpoint";
-constexpr int kVersion = 1;
+constexpr int kVersion = 2;  // 1 had another checksum, and other fingerprints of model and data
 constexpr const char* kStateKey = "state";
 
-/// FNV-1a, 64 bits, in hexadecimal: it guards against damage, not against forgery.
+constexpr const char* kChecksum = "xxh3_64";
+
 std::string checksum_of_file(const fs::path& path) {
   const MappedFile file(path);
-  uint64_t hash = 0xcbf29ce484222325;
-  for (const std::byte byte : file.bytes()) hash = (hash ^ static_cast<uint64_t>(byte)) * 0x100000001b3;
-  char text[17];
-  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(hash));
-  return text;
+  return hexadecimal(hash64({reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()}));
 }
 
 struct Manifest {
@@ -45,13 +42,17 @@ Manifest read_manifest(const fs::path& path) {
   const auto has = [&](const char* key, auto is_right) { return root.contains(key) && is_right(root[key]); };
   const auto is_size = [](const json& value) { return value.is_number_unsigned(); };
   const auto is_text = [](const json& value) { return value.is_string(); };
-  if (!has("format", [](const json& value) { return value == kFormat; }) ||
-      !has("version", [](const json& value) { return value == kVersion; }) || !has("bytes", is_size) ||
-      !has("fnv1a64", is_text)) {
+  const bool ours = has("format", [](const json& value) { return value == kFormat; });
+  if (ours && has("version", is_size) && root["version"] != kVersion) {
+    throw OtherVersion(path.string() + ": a checkpoint of version " + shown(root["version"]) +
+                       ", this program reads version " + std::to_string(kVersion) +
+                       "; let the prulong that began the run finish it, or choose another run.dir");
+  }
+  if (!ours || !has("version", is_size) || !has("bytes", is_size) || !has(kChecksum, is_text)) {
     throw Error(path.string() + ": expected the manifest of a checkpoint, version " + std::to_string(kVersion) +
                 ", found something else" + kRemedy);
   }
-  return {root["bytes"].get<uint64_t>(), root["fnv1a64"].get<std::string>()};
+  return {root["bytes"].get<uint64_t>(), root[kChecksum].get<std::string>()};
 }
 
 int64_t count_of(const json& head, const char* key) {
@@ -62,12 +63,12 @@ int64_t count_of(const json& head, const char* key) {
 
 }  // namespace
 
-void write_manifest(const fs::path& data, int64_t step) {
+void write_manifest(const fs::path& data, int64_t step, uint64_t hash) {
   const json manifest = {{"format", kFormat},
                          {"version", kVersion},
                          {"step", step},
                          {"bytes", fs::file_size(data)},
-                         {"fnv1a64", checksum_of_file(data)}};
+                         {kChecksum, hexadecimal(hash)}};
   auto path = data;
   write_file_atomically(path.replace_extension(".json"), manifest.dump(2) + "\n");
 }

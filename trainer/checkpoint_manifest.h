@@ -7,15 +7,23 @@
 #include <map>
 #include <string>
 
+#include "common/error.h"
+
 namespace prulong {
 
+/// A checkpoint that another version of this program wrote; the message says what to do with the run.
+struct OtherVersion : Error {
+  using Error::Error;
+};
+
 /// Writes the manifest beside a finished step-N.safetensors: step-N.json, with size and checksum of the data.
+/// @param hash  of all bytes that were written, as hash64.
 /// @throws Error naming the file and the system's reason.
-void write_manifest(const std::filesystem::path& data, int64_t step);
+void write_manifest(const std::filesystem::path& data, int64_t step, uint64_t hash);
 
 /// Holds the data file of a manifest against what the manifest says, size and checksum.
 /// @returns the path of the data.
-/// @throws Error naming the file that is damaged, and how.
+/// @throws OtherVersion; Error naming the file that is damaged, and how.
 std::filesystem::path verified_data(const std::filesystem::path& manifest);
 
 /// What a training state says beside its tensors, in the metadata of its file.

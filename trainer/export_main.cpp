@@ -96,8 +96,6 @@ int run(int argc, char** argv) {
   request.sink = number<int64_t>(result, "sink");
   request.window = number<int64_t>(result, "window");
   prulong::export_pattern(request, std::cout);
-  std::cout.flush();
-  if (!std::cout) throw prulong::Error("standard output: cannot be written");
   return 0;
 }
 

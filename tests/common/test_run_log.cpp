@@ -62,6 +62,14 @@ TEST_CASE("A measurement that cannot be written, or has no step, is an error") {
   CHECK_THROWS_WITH(EventFile(folder.path() / "none", 0), ContainsSubstring("none/events.out.tfevents."));
 }
 
+TEST_CASE("What was measured of the step that a run goes on from is known") {
+  const TemporaryFolder folder;
+  write_text(folder / "metrics.jsonl", "{\"step\":1,\"held_out\":{}}\n{\"step\":2}\n{\"step\":3,\"held_out\":{}}\n");
+  CHECK_FALSE(RunLog(folder.path(), 2).resumed_with("held_out"));
+  CHECK(RunLog(folder.path(), 1).resumed_with("held_out"));
+  CHECK_FALSE(RunLog(folder.path(), 0).resumed_with("held_out"));
+}
+
 TEST_CASE("A folder that cannot take a log is named") {
   CHECK_THROWS_WITH(RunLog("/nowhere/at/all", 0), ContainsSubstring("/nowhere/at/all/metrics.jsonl"));
 }

@@ -4,6 +4,7 @@
 #include <span>
 #include <stdexcept>
 
+#include "common/hash.h"
 #include "model/safetensors_header.h"
 #include "tests/fuzz/reader.h"
 #include "tests/trainer/data/data_files.h"
@@ -65,7 +66,7 @@ Reader checkpoint() {
   const test::TemporaryFolder folder;
   const fs::path data = folder.path() / "step-00000002.safetensors";
   test::write_text(data, kState);
-  write_manifest(data, 2);
+  write_manifest(data, 2, hash64(kState));
   const std::string manifest = test::read_text(folder.path() / "step-00000002.json");
   return {"checkpoint",
           {{"step-00000002.json", manifest}, {"step-00000002.safetensors", kState}},

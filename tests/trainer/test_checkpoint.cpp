@@ -11,6 +11,7 @@
 #include <set>
 
 #include "common/error.h"
+#include "common/hash.h"
 #include "tests/model/tiny_llama.h"
 #include "tests/support/catch.h"
 #include "tests/support/files.h"
@@ -160,17 +161,17 @@ TEST_CASE("A damaged checkpoint falls back to the one before, with a warning tha
   }
   SECTION("a damaged manifest") {
     const std::string good = read_text(manifest);
-    for (const std::string bad : {"", "{", "[]", "null", "{\"format\": \"prulong-checkpoint\", \"version\": 1}",
-                                  "{\"format\": 3, \"version\": 1, \"bytes\": 3, \"fnv1a64\": \"\"}"}) {
+    for (const std::string bad : {"", "{", "[]", "null", "{\"format\": \"prulong-checkpoint\", \"version\": 2}",
+                                  "{\"format\": 3, \"version\": 2, \"bytes\": 3, \"xxh3_64\": \"\"}"}) {
       CAPTURE(bad);
       write_text(manifest, bad);
       check_falls_back("manifest");
     }
-    write_text(manifest, R"({"format": "prulong-checkpoint", "version": 1, "bytes": "many", "fnv1a64": []})");
+    write_text(manifest, R"({"format": "prulong-checkpoint", "version": 2, "bytes": "many", "xxh3_64": []})");
     check_falls_back("manifest");
-    write_text(manifest, R"({"format": "prulong-checkpoint", "version": 1, "bytes": 7, "fnv1a64": ""})");
+    write_text(manifest, R"({"format": "prulong-checkpoint", "version": 2, "bytes": 7, "xxh3_64": ""})");
     check_falls_back("its manifest says 7");
-    write_text(manifest, R"({"format": "prulong-checkpoint", "version": 2, "bytes": 1, "fnv1a64": ""})");
+    write_text(manifest, R"({"format": "prulong-checkpoint", "version": "2", "bytes": 1, "xxh3_64": ""})");
     check_falls_back("manifest");
     write_text(manifest, good);
     CHECK(load(folder.path()).state->step == 2);
@@ -194,6 +195,30 @@ TEST_CASE("Nothing but damaged checkpoints ends in an error") {
   for (const char* name : {"step-00000001.safetensors", "step-00000002.safetensors"}) flip_bit(folder / name, 60);
   CHECK_THROWS_WITH(load(folder.path()),
                     ContainsSubstring(folder.path().string()) && ContainsSubstring("all 2 checkpoints are damaged"));
+}
+
+TEST_CASE("A run of another version is refused by name, and nothing of it is touched") {
+  const TemporaryFolder folder;
+  save_checkpoint(folder.path(), state_of(1), 3);
+  const std::string old = R"({"format": "prulong-checkpoint", "version": 1, "step": 4, "bytes": 9, "fnv1a64": "00"})";
+  write_text(folder / "step-00000004.json", old);
+  write_text(folder / "step-00000004.safetensors", "123456789");
+  const Loaded loaded = load(folder.path());  // one that can be loaded goes first
+  CHECK(loaded.state->step == 1);
+  std::filesystem::remove(folder / "step-00000001.json");
+  const auto names = files_of(folder.path());
+  CHECK_THROWS_WITH(load(folder.path()),
+                    ContainsSubstring("step-00000004.json: a checkpoint of version 1, this program reads version 2; let "
+                                      "the prulong that began the run finish it, or choose another run.dir"));
+  CHECK(files_of(folder.path()) == names);
+}
+
+TEST_CASE("The checksum is the published hash of the file's bytes") {
+  const TemporaryFolder folder;
+  save_checkpoint(folder.path(), state_of(3), 1);
+  const std::string data = read_text(folder / "step-00000003.safetensors");
+  CHECK_THAT(read_text(folder / "step-00000003.json"),
+             ContainsSubstring("\"xxh3_64\": \"" + hexadecimal(hash64(data)) + "\""));
 }
 
 TEST_CASE("A folder that cannot take checkpoints is named") {

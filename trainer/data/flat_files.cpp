@@ -10,7 +10,6 @@
 #include "common/error.h"
 #include "common/hash.h"
 #include "trainer/data/packing.h"
-#include "trainer/data/random.h"
 
 namespace prulong {
 namespace {

@@ -12,7 +12,6 @@
 #include "trainer/data/mds_index.h"
 #include "trainer/data/mds_shard.h"
 #include "trainer/data/packing.h"
-#include "trainer/data/random.h"
 
 namespace prulong {
 namespace {
