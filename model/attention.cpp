@@ -109,8 +109,8 @@ at::Tensor PackedAttention::attend(int64_t layer, const at::Tensor& q, const at:
           "a head mask of dtype bool has no gradients; to train weights under a mask give it as float32 zeros and "
           "ones");
     }
-    return std::get<0>(masked_attention(
-        {q, k, v, heads, cu_seqlens_, cu_seqlens_, max_seqlen_, max_seqlen_, sink_, window_, scale}));
+    return std::get<0>(
+        masked_attention({q, k, v, heads, cu_seqlens_, cu_seqlens_, max_seqlen_, max_seqlen_, sink_, window_, scale}));
   }
   const at::Tensor gates =
       (state.gates.defined() ? state.gates : heads).to(q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);

@@ -2,12 +2,14 @@
 #include "model/save_model.h"
 
 #include <fstream>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <system_error>
 
 #include "common/atomic_file.h"
 #include "common/error.h"
+#include "common/json_text.h"
 #include "model/safetensors.h"
 
 namespace prulong {
@@ -39,15 +41,17 @@ const char* hugging_face_name(at::ScalarType dtype) {
 /// config.json with the dtype of the weights beside it: transformers converts what it loads to the dtype it says.
 std::string config_text(const std::filesystem::path& file, at::ScalarType dtype) {
   std::ifstream in(file);
+  const std::string text{std::istreambuf_iterator<char>(in), {}}, quoted = quote_numbers(text);
   nlohmann::ordered_json config;
   try {
-    config = nlohmann::ordered_json::parse(in);
+    config = nlohmann::ordered_json::parse(quoted);
   } catch (const nlohmann::json::exception&) {
     throw Error(file.string() + ": expected JSON, found something else; download the model again");
   }
   // transformers 5.x says dtype, 4.x torch_dtype and reads both.
   config[config.contains("torch_dtype") ? "torch_dtype" : "dtype"] = hugging_face_name(dtype);
-  return config.dump(2) + "\n";
+  const std::string written = config.dump(2);
+  return (quoted == text ? written : unquote_numbers(written)) + "\n";
 }
 
 }  // namespace

@@ -92,9 +92,7 @@ TEST_CASE("Output that is lost is an error") {
 
 TEST_CASE("Errors end with the status of their kind") {
   const auto status = [](const auto& error) {
-    return exit_code([&] {
-      return run_program<UsageError>("test", [&]() -> int { throw error; });
-    });
+    return exit_code([&] { return run_program<UsageError>("test", [&]() -> int { throw error; }); });
   };
   CHECK(status(ConfigError("x")) == 2);
   CHECK(status(UsageError("x")) == 2);

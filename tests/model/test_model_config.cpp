@@ -218,6 +218,22 @@ TEST_CASE("model config: what a family has and this model has not") {
   refused("qwen3", {{"attention_bias", true}}, R"(projections with biases are not supported)");
 }
 
+TEST_CASE("model config: numbers that only Python writes may stand where this model reads nothing") {
+  const test::TemporaryFolder folder;
+  const std::string plain = kPlain.dump();
+  const auto write = [&](const std::string& more) {
+    test::write_text(folder / "config.json", plain.substr(0, plain.size() - 1) + ", " + more + "}");
+    return folder.path();
+  };
+  CHECK(read_model_config(write("\"extra\": NaN, \"task\": {\"weights\": [-Infinity, Infinity]}")).layers == 3);
+  CHECK_THROWS_WITH(read_model_config(write("\"rope_theta\": NaN")),
+                    ContainsSubstring("\"rope_theta\" is NaN; expected"));
+  CHECK_THROWS_WITH(read_model_config(write("\"head_dim\": Infinity")), ContainsSubstring("\"head_dim\" is Infinity"));
+  CHECK_THROWS_WITH(read_model_config(write("\"hidden_act\": NaN")), ContainsSubstring("expected text"));
+  CHECK_THROWS_WITH(read_model_config(write("\"rope_scaling\": {\"factor\": Infinity, \"type\": \"linear\"}")),
+                    ContainsSubstring("\"rope_scaling.factor\" is Infinity"));
+}
+
 TEST_CASE("model config: files that are not a config") {
   const test::TemporaryFolder folder;
   const auto refused = [&](const std::string& message) {

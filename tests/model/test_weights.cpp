@@ -99,7 +99,7 @@ TEST_CASE("llama weights: a head that repeats tied embeddings is dropped") {
 
 TEST_CASE("llama weights: saved models load again, with the dtype in config.json") {
   const TemporaryFolder from, to;
-  test::write_text(from / "config.json", tiny_config_json(true));
+  test::write_text(from / "config.json", "{\"loss\": [NaN, -Infinity]," + tiny_config_json(true).substr(1));
   test::write_text(from / "tokenizer.json", "{}");
   const Llama model = test::tiny_llama(at::kFloat, true);
   for (int times = 0; times < 2; ++times) save_model(to / "out", model, from.path());
@@ -108,6 +108,8 @@ TEST_CASE("llama weights: saved models load again, with the dtype in config.json
   for (const auto& [name, weight] : model.weights()) CHECK(at::equal(again.weights().at(name), weight));
   CHECK(std::filesystem::exists(to.path() / "out" / "tokenizer.json"));
   CHECK_THAT(test::read_text(to / "out" / "config.json"), ContainsSubstring("\"torch_dtype\": \"float32\""));
+  CHECK_THAT(test::read_text(to / "out" / "config.json"),
+             ContainsSubstring("\"loss\": [\n    NaN,\n    -Infinity\n  ]"));
   // Back over its own source, too.
   save_model(to / "out", model, to / "out");
   CHECK(Llama::load(to / "out", at::kFloat, at::kCPU).weights().size() == model.weights().size());

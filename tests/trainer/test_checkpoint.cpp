@@ -207,9 +207,10 @@ TEST_CASE("A run of another version is refused by name, and nothing of it is tou
   CHECK(loaded.state->step == 1);
   std::filesystem::remove(folder / "step-00000001.json");
   const auto names = files_of(folder.path());
-  CHECK_THROWS_WITH(load(folder.path()),
-                    ContainsSubstring("step-00000004.json: a checkpoint of version 1, this program reads version 2; let "
-                                      "the prulong that began the run finish it, or choose another run.dir"));
+  CHECK_THROWS_WITH(
+      load(folder.path()),
+      ContainsSubstring("step-00000004.json: a checkpoint of version 1, this program reads version 2; let "
+                        "the prulong that began the run finish it, or choose another run.dir"));
   CHECK(files_of(folder.path()) == names);
 }
 
