@@ -48,13 +48,30 @@ struct Pattern {
 
   /// Writes `folder`/pattern.json and `folder`/masks.tsv (layers x kv_heads, 1.0 or 0.0, as DuoAttention's and
   /// PruLong's tools read). A new folder appears whole or not at all; in an old one each file is replaced atomically
-  /// and the two never disagree.
+  /// and the two never disagree, whoever else saves there at the same time.
   /// @throws Error as save_json.
   void save(const std::filesystem::path& folder) const;
+
+  /// @param what  names the pattern in messages.
+  /// @throws Error where load would refuse a file with these values.
+  void check(const std::string& what = "the pattern") const;
 
   /// @param name  the file, for messages.
   /// @throws Error naming the first mismatch if this pattern was made for another shape of model.
   void check_fits(const ModelShape& other, const std::string& name = "the pattern") const;
+
+  /// The same scores ranked anew for another sparsity; provenance stays.
+  /// @param name  the file, for messages.
+  /// @throws Error as from_scores, and where the scores have only two values and the cut lies inside one: they are a
+  ///         mask, not a ranking, and position alone would choose.
+  Pattern rounded(double sparsity, const std::string& name = "scores") const;
+
+  /// Heads of one score, some of them global and some local: there position decided, not score.
+  struct Tie {
+    double score;
+    int64_t heads, global;
+  };
+  std::optional<Tie> tie() const;
 
   /// Share of heads that are local, in [0, 1].
   double local_fraction() const;
@@ -76,7 +93,10 @@ int64_t global_heads(double sparsity, int64_t heads);
 Pattern import_head_table(const std::filesystem::path& path, const ModelShape& model,
                           std::optional<int64_t> sink = std::nullopt, std::optional<int64_t> window = std::nullopt);
 
-/// The mask as text, one row per layer, last layer first: '#' global, '.' local, with layer numbers.
+/// The mask as text, as masks.tsv holds it: one row per layer, 1.0 or 0.0, tab-separated.
+std::string mask_table(const Pattern& pattern);
+
+/// The mask as text for people, one row per layer, last layer first: '#' global, '.' local, with layer numbers.
 std::string mask_map(const Pattern& pattern);
 
 }  // namespace prulong

@@ -2,6 +2,8 @@
 // Head tables of other tools: DuoAttention folders and PruLong's masks.tsv.
 #include <charconv>
 #include <cmath>
+#include <locale>
+#include <sstream>
 #include <string_view>
 #include <system_error>
 
@@ -29,10 +31,17 @@ std::string_view next_piece(std::string_view& text, char separator) {
   return piece;
 }
 
+/// A number of any size; one too small for a double is 0, as everywhere else where decimal numbers are read.
 double read_value(std::string_view field, const std::string& where) {
   double value = 0;
   const auto [end, error] = std::from_chars(field.data(), field.data() + field.size(), value);
-  if (error != std::errc() || end != field.data() + field.size() || !std::isfinite(value)) {
+  bool valid = end == field.data() + field.size() && error != std::errc::invalid_argument;
+  if (valid && error == std::errc::result_out_of_range) {  // too large or too small; the stream knows which
+    std::istringstream text{std::string(field)};
+    text.imbue(std::locale::classic());
+    valid = static_cast<bool>(text >> value);
+  }
+  if (!valid || !std::isfinite(value)) {
     std::string quoted;
     for (const char c : field.substr(0, kMaxQuoted)) quoted += c >= ' ' && c <= '~' ? c : '?';
     throw Error(where + ": expected a finite number, found '" + quoted +
@@ -98,7 +107,7 @@ Pattern import_head_table(const fs::path& path, const ModelShape& model, std::op
     for (size_t i = 0; i < pattern.mask.size(); ++i) pattern.mask[i] = pattern.scores[i] == 1.0 ? 1 : 0;
     pattern.sparsity = pattern.local_fraction();
   }
-  const fs::path name = path.lexically_normal();
+  const fs::path name = fs::absolute(path, ignored).lexically_normal();  // "." names no folder
   pattern.provenance["source"] = (folder ? "DuoAttention folder " : "head table ") +
                                  (name.has_filename() ? name : name.parent_path()).filename().string();
   return pattern;

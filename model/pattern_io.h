@@ -14,9 +14,6 @@ namespace prulong {
 /// @throws Error naming the file: missing, not a file, unreadable, larger than 64 MiB.
 std::string read_small_file(const std::filesystem::path& file);
 
-/// Refuses what Pattern::load would refuse in a file. `what` names the pattern in messages.
-void check_pattern(const Pattern& pattern, const std::string& what);
-
 /// The text of a pattern file; numbers read back exactly.
 std::string pattern_to_json(const Pattern& pattern);
 

@@ -182,7 +182,7 @@ Pattern pattern_from_json(const fs::path& file, const std::string& text) {
     if (!value.is_string()) fields.refuse("provenance." + shortened(key, kMaxQuoted), "a text", value);
     pattern.provenance[key] = value.get<std::string>();
   }
-  check_pattern(pattern, file.string());
+  pattern.check(file.string());
   return pattern;
 }
 

@@ -3,9 +3,8 @@
 
 #include <algorithm>
 #include <fstream>
-#include <functional>
+#include <optional>
 #include <ostream>
-#include <set>
 #include <sstream>
 #include <system_error>
 
@@ -50,30 +49,6 @@ std::string shown(double number) {
   std::ostringstream text;
   text << number;
   return text.str();
-}
-
-/// Rounds the scores anew. Heads that tie at the cut are ordered by position, which knows nothing about them: with two
-/// distinct scores in all (a mask, not a ranking) that is refused, otherwise said in `note`.
-Pattern rounded(const Pattern& pattern, double sparsity, const fs::path& file, std::string& note) {
-  Pattern result = Pattern::from_scores(pattern.model, pattern.scores, sparsity, pattern.sink, pattern.window);
-  result.provenance = pattern.provenance;
-  const size_t heads = pattern.scores.size();
-  const size_t global = static_cast<size_t>(global_heads(sparsity, static_cast<int64_t>(heads)));
-  std::vector<double> order = pattern.scores;
-  std::sort(order.begin(), order.end(), std::greater<>());
-  if (global == 0 || global == heads || order[global - 1] != order[global]) return result;
-  const double cut = order[global];
-  const auto tied = std::count(order.begin(), order.end(), cut);
-  if (std::set<double>(order.begin(), order.end()).size() <= 2) {
-    const auto best = std::count(order.begin(), order.end(), order.front());
-    throw Error(file.string() + ": a mask, not a ranking: it tells " + std::to_string(best) + " of " +
-                std::to_string(heads) + " heads from the others, and sparsity " + shown(sparsity) + " keeps " +
-                std::to_string(global) + "; leave --sparsity out to take the mask as it is");
-  }
-  const auto above = std::count_if(order.begin(), order.end(), [&](double score) { return score > cut; });
-  note = std::to_string(tied) + " heads tie at the cut with score " + shown(cut) + "; " +
-         std::to_string(static_cast<int64_t>(global) - above) + " of them stay global, the first by layer and head";
-  return result;
 }
 
 Pattern read_input(const ExportRequest& request, const Input& input) {
@@ -137,8 +112,7 @@ Pattern export_pattern(const ExportRequest& request, std::ostream& report) {
     refuse_inputs("--out", {*request.out / "pattern.json", *request.out / "masks.tsv"}, inputs);
   }
   Pattern pattern = read_input(request, input);
-  std::string note;
-  if (request.sparsity) pattern = rounded(pattern, *request.sparsity, request.input, note);
+  if (request.sparsity) pattern = pattern.rounded(*request.sparsity, request.input.string());
   if (request.out) pattern.save(*request.out);  // before the report: a failed export says nothing but why
   const ModelShape& model = pattern.model;
   report << "input      " << request.input.string() << " (" << input.what << ")\n"
@@ -148,7 +122,10 @@ Pattern export_pattern(const ExportRequest& request, std::ostream& report) {
          << "sparsity   " << shown(pattern.sparsity) << " asked, " << shown(pattern.local_fraction())
          << " reached: " << std::count(pattern.mask.begin(), pattern.mask.end(), uint8_t{0}) << " of "
          << pattern.mask.size() << " heads are local\n";
-  if (!note.empty()) report << "note       " << note << "\n";
+  if (const auto tie = request.sparsity ? pattern.tie() : std::nullopt) {
+    report << "note       " << tie->heads << " heads tie at the cut with score " << shown(tie->score) << "; "
+           << tie->global << " of them stay global, the first by layer and head\n";
+  }
   report << "\n" << mask_map(pattern) << "\n";
   if (request.out) {
     report << "wrote      " << (*request.out / "pattern.json").string() << " and "

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <limits>
 #include <random>
+#include <thread>
 
 #include "common/error.h"
 #include "tests/support/catch.h"
@@ -186,7 +187,9 @@ TEST_CASE("a bad pattern file is refused by file and key") {
       {"\"window\": 32", "\"window\": 0", "key window: expected an integer of at least 1, found 0"},
       {"0.5", "1.5", "key sparsity: expected a number from 0 to 1, found 1.5"},
       {"0.5", "null", "key sparsity"},
-      {"0.5", "NaN", "not valid JSON"},
+      {"0.5", "NaN", "key sparsity: expected a number from 0 to 1, found NaN"},
+      {"3e2", "-Infinity", "key scores[1][1]: expected a finite number, found -Infinity"},
+      {"\"7\"", "NaN", "key provenance.seed: expected a text, found NaN"},
       {"0.5", "1e999", "not valid JSON"},
       {"\"version\": 1", "\"version\": 2", "reads version 1, found 2"},
       {"\"version\": 1", "\"version\": true", "key version"},
@@ -322,9 +325,69 @@ TEST_CASE("a table of zeros and ones is the mask") {
   refuse("1 0\n1 0\n",
          "bad.tsv:1: expected a finite number, found '1 0'; mend the table (columns are separated by tabs)");
   refuse("nan\t0\n1\t0\n", "bad.tsv:1: expected a finite number");
+  refuse("1\t0\n1\t1e400\n", "bad.tsv:2: expected a finite number, found '1e400'");
   refuse("1\tinf\n1\t0\n", "bad.tsv:1: expected a finite number");
   refuse(std::string("1\t0\n1\t\0\n", 8), "bad.tsv:2: expected a finite number, found '?'");
   refuse("1\t0\n1\t0\n1\t0\n", "3 rows of 2, but the model has 2 layers");
+}
+
+TEST_CASE("numbers too small for a double are 0") {
+  const TemporaryFolder scratch;
+  const fs::path file = write_text(scratch / "t.tsv", "1.0\t1e-400\n-1e-99999\t0." + std::string(400, '0') + "1\n");
+  const Pattern pattern = import_head_table(file, shape(2, 2), 4, 8);
+  CHECK(pattern.scores == std::vector<double>{1, 0, 0, 0});
+  CHECK(pattern.mask == std::vector<uint8_t>{1, 0, 0, 0});
+}
+
+TEST_CASE("what is no JSON but Python's is read in another tool's file, not where we want a value") {
+  const TemporaryFolder scratch;
+  write_text(scratch / "duo/full_attention_heads.tsv", "0.5\t0.25\n");
+  write_text(scratch / "duo/config.json", R"({"sink_size": 4, "best": NaN, "loss": [-Infinity], "recent_size": 8})");
+  CHECK(import_head_table(scratch / "duo", shape(1, 2)).window == 8);
+  write_text(scratch / "duo/config.json", R"({"sink_size": NaN, "recent_size": 8})");
+  CHECK_THROWS_WITH(import_head_table(scratch / "duo", shape(1, 2)),
+                    ContainsSubstring("key sink_size: expected an integer of at least 0, found NaN"));
+}
+
+TEST_CASE("a pattern is rounded anew, unless its scores are a mask") {
+  Pattern pattern = Pattern::from_scores(shape(2, 2), {3, 1, 1, 0}, 0, 4, 8);
+  pattern.provenance["seed"] = "7";
+  CHECK_FALSE(pattern.tie());
+  const Pattern half = pattern.rounded(0.5);
+  CHECK(half.mask == std::vector<uint8_t>{1, 1, 0, 0});
+  CHECK(half.provenance == pattern.provenance);
+  REQUIRE(half.tie());
+  CHECK(half.tie()->score == 1);
+  CHECK(half.tie()->heads == 2);
+  CHECK(half.tie()->global == 1);
+  CHECK_FALSE(pattern.rounded(0.25).tie());
+
+  const Pattern mask = Pattern::from_scores(shape(2, 2), {1, 0, 0, 1}, 0.5, 4, 8);
+  CHECK(mask.rounded(0.5).mask == mask.mask);
+  CHECK(mask.rounded(1).local_fraction() == 1);
+  CHECK_THROWS_WITH(mask.rounded(0.25, "f.tsv"),
+                    ContainsSubstring("f.tsv: a mask, not a ranking: it tells 2 of 4 heads from the others, and "
+                                      "sparsity 0.25 keeps 3"));
+}
+
+TEST_CASE("savers of one folder never leave the table of one beside the pattern of another") {
+  const TemporaryFolder scratch;
+  for (int round = 0; round < 5; ++round) {
+    const fs::path folder = scratch / ("p" + std::to_string(round));
+    std::vector<std::thread> savers;
+    for (int i = 0; i < 4; ++i) {
+      savers.emplace_back([&folder, i] {
+        std::vector<double> scores(4);
+        scores[static_cast<size_t>(i)] = 1;
+        const Pattern pattern = Pattern::from_scores(shape(2, 2), scores, 0.75, 4, 8);
+        for (int time = 0; time < 10; ++time) pattern.save(folder);
+      });
+    }
+    for (std::thread& saver : savers) saver.join();
+    CHECK(read_text(folder / "masks.tsv") == mask_table(Pattern::load(folder)));
+    CHECK(std::distance(fs::directory_iterator(folder), {}) == 2);
+  }
+  CHECK(std::distance(fs::directory_iterator(scratch.path()), {}) == 5);
 }
 
 TEST_CASE("the mask is shown with the last layer on top") {
