@@ -45,6 +45,12 @@ function(prulong_use_torch_pch target)
   endif()
 endfunction()
 
+# For libraries that Python loads.
+function(prulong_check_shared_libstdcxx target)
+  add_custom_command(TARGET ${target} POST_BUILD VERBATIM COMMAND ${CMAKE_COMMAND} -DREADELF=${CMAKE_READELF}
+    -DLIBRARY=$<TARGET_FILE:${target}> -P ${PROJECT_SOURCE_DIR}/cmake/CheckSharedLibstdcxx.cmake)
+endfunction()
+
 find_program(PRULONG_LLD ld.lld)
 if(PRULONG_LLD)
   target_link_options(prulong_options INTERFACE -fuse-ld=lld)

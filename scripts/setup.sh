@@ -18,7 +18,7 @@ say() { printf '[setup] %s\n' "$*"; }
 fail() { printf '[setup] error: %s\n' "$*" >&2; exit 1; }
 
 # --- 1. System packages ------------------------------------------------------------------------------------------------
-packages=(g++ cmake ninja-build ccache git python3 python3-venv lld
+packages=(g++ cmake ninja-build ccache git python3 python3-dev python3-venv lld
           catch2 libboost-context-dev libcxxopts-dev libspdlog-dev libssl-dev libxxhash-dev libyaml-cpp-dev libzstd-dev
           nlohmann-json3-dev)
 missing=()

@@ -11,13 +11,13 @@ Importing registers the operators torch.ops.prulong.*; `gated_attention` and `ma
 
 from . import _library
 
-_library.load()
+__version__ = _library.VERSION
+_C = _library.load()
 
 from .ops import gated_attention, masked_attention  # noqa: E402
 from .pattern import ModelShape, Pattern, global_heads  # noqa: E402
 from .transformers import apply, remove  # noqa: E402
 
-__version__ = "0.1.0"
 __all__ = [
     "ModelShape",
     "Pattern",

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: MIT
 """prulong.Pattern: rounding, files, imports, refusals."""
 
+import copy
 import dataclasses
 import json
 import os
+import pickle
 import random
+import subprocess
+import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -73,6 +78,62 @@ def test_integers_of_numpy_are_integers(tmp_path):
     assert Pattern.load(tmp_path / "p.json") == pattern
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        [[1, 0], [0, 1]],
+        ((True, False), (False, True)),
+        np.eye(2),
+        np.eye(2, dtype=np.float32),
+        np.eye(2, dtype=bool),
+        torch.eye(2),
+        torch.eye(2, dtype=torch.bfloat16, requires_grad=True),
+        [torch.tensor([1, 0]), torch.tensor([0, 1])],
+        [[np.float32(1), np.int8(0)], [torch.tensor(0.0), np.bool_(True)]],
+        (row for row in ([1, 0], [0, 1])),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_matrices_of_any_kind_are_stored_as_tuples(values):
+    values = list(values) if not hasattr(values, "tolist") else values
+    pattern = Pattern(shape(2, 2), 4, 8, 0.5, values, values)
+    assert pattern.scores == ((1.0, 0.0), (0.0, 1.0)) and pattern.mask == ((True, False), (False, True))
+    assert {type(value) for row in pattern.scores for value in row} == {float}
+    assert {type(value) for row in pattern.mask for value in row} == {bool}
+    assert Pattern.from_scores(shape(2, 2), values, 0.5, 4, 8) == pattern
+
+
+def test_a_pattern_is_a_plain_value(tmp_path):
+    pattern = Pattern.from_scores(shape(1, 2), [[1, 2]], np.float32(0.5), np.int64(4), np.int32(8), {"seed": "7"})
+    assert (type(pattern.sink), type(pattern.window), type(pattern.sparsity)) == (int, int, float)
+    assert pickle.loads(pickle.dumps(pattern)) == pattern and copy.deepcopy(pattern) == pattern
+    assert type(pattern) is Pattern and type(pattern.model) is ModelShape and type(pattern.provenance) is dict
+    fields = "model sink window sparsity scores mask provenance".split()
+    assert [field.name for field in dataclasses.fields(Pattern)] == fields
+    assert dataclasses.asdict(pattern)["model"] == dataclasses.asdict(shape(1, 2))
+    assert repr(pattern) == (
+        "Pattern(model=ModelShape(type='llama', layers=1, kv_heads=2, query_heads=4, head_dim=16), sink=4, window=8, "
+        "sparsity=0.5, scores=((1.0, 2.0),), mask=((False, True),), provenance={'seed': '7'})"
+    )
+    assert pattern != dataclasses.replace(pattern, provenance={})
+    pattern.provenance["steps"] = 100  # an ordinary dict: what it holds is checked when it is used
+    with pytest.raises(ValueError, match="the value of provenance 'steps' must be a text, found 100; use str()"):
+        pattern.save(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_text_of_any_bytes_is_kept_and_paths_may_hold_them(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    pattern = Pattern.from_scores(shape(1, 1), [[1]], 0, 4, 8, {"data": folder.name})
+    assert pattern.provenance["data"] == folder.name
+    pattern.save(folder)
+    assert Pattern.load(folder).provenance["data"] == "caf\ufffd"
+    (folder / "pattern.json").write_text("{}")
+    with pytest.raises(ValueError, match="not a pattern file") as error:
+        Pattern.load(folder)
+    assert str(folder) in str(error.value)
+
+
 def test_scores_may_be_a_tensor():
     scores = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     pattern = Pattern.from_scores(shape(2, 2), scores, 0.5, 4, 8)
@@ -93,6 +154,18 @@ def test_scores_may_be_a_tensor():
         ({"scores": [[1, float("inf")], [0, 0]]}, "not a finite number"),
         ({"scores": [[1, 2]]}, "expected scores of 2 layers x 2 KV heads, found 1 rows of 2"),
         ({"scores": [[1, 2], [3]]}, "found 2 rows of 1/2"),
+        ({"scores": []}, "found 0 rows of 0"),
+        ({"scores": [1, 2]}, r"expected scores as rows \(layers\) of values \(KV heads\).*, found 1"),
+        ({"scores": torch.ones(4)}, "expected scores as rows"),
+        ({"scores": torch.tensor(1.0)}, "expected scores as rows"),
+        ({"scores": None}, "expected scores as rows .*, found None"),
+        ({"scores": ["12", "34"]}, "expected scores as rows .*, found '12'"),
+        ({"scores": np.zeros((2, 2, 1))}, r"layer 0, head 0 is not a finite number: \[0.0\]"),
+        ({"scores": [[1, "2"], [3, 4]]}, "layer 0, head 1 is not a finite number: '2'"),
+        ({"scores": [[1, None], [3, 4]]}, "layer 0, head 1 is not a finite number: None"),
+        ({"scores": [[1, 10**400], [3, 4]]}, "layer 0, head 1 is not a finite number: 1000"),
+        ({"sparsity": "0.5"}, "sparsity must be a number from 0 to 1, found '0.5'"),
+        ({"provenance": ["x"]}, "provenance must be texts by key"),
         ({"sparsity": 1.5}, "sparsity must be from 0 to 1, found 1.5"),
         ({"sparsity": float("nan")}, "sparsity must be from 0 to 1"),
         ({"sink": -1}, "sink must be at least 0"),
@@ -146,7 +219,8 @@ def test_a_saved_pattern_reads_back_exactly(tmp_path):
         ('"sink": 4', '"sink": 18446744073709551615', "key sink: expected an integer"),
         ('"window": 32', '"window": 0', "key window: expected an integer of at least 1, found 0"),
         ("0.5", "1.5", "key sparsity: expected a number from 0 to 1, found 1.5"),
-        ("0.5", "NaN", "not valid JSON"),
+        ("0.5", "NaN", "key sparsity: expected a number from 0 to 1, found NaN"),
+        ("[2.5, -1]", "[2.5, -Infinity]", r"key scores\[0\]\[1\]: expected a finite number, found -Infinity"),
         ('"version": 1', '"version": 2', "reads version 1, found 2"),
         ('"version": 1', '"version": true', "key version"),
         ("prulong-pattern", "other", "not a pattern file"),
@@ -158,13 +232,13 @@ def test_a_saved_pattern_reads_back_exactly(tmp_path):
         ("[1, 0]", "[1, 2]", r"key mask\[0\]\[1\]: expected 0 or 1, found 2"),
         ("[1, 0]", "[1, false]", r"key mask\[0\]\[1\]: expected 0 or 1, found false"),
         ("[2.5, -1]", '[2.5, "x"]', r'key scores\[0\]\[1\]: expected a finite number, found "x"'),
-        ("[2.5, -1]", "[2.5, 1e999]", r"key scores\[0\]\[1\]"),
-        ("[2.5, -1]", "[2.5, " + "9" * 400 + "]", r"key scores\[0\]\[1\]"),
+        ("[2.5, -1]", "[2.5, 1e999]", "not valid JSON: a number out of range"),
+        ("[2.5, -1]", "[2.5, " + "9" * 400 + "]", "not valid JSON: a number out of range"),
         ("[2.5, -1]", "[2.5, " + "9" * 5000 + "]", "not valid JSON"),
         ('{"seed": "7"}', "[]", "key provenance: expected an object"),
         ('"7"', "7", "key provenance.seed: expected a text, found 7"),
         ('"7"', '"', "not valid JSON"),
-        ("[1, 0]", "[" * 100000, "nested too deeply|not valid JSON"),
+        ("[1, 0]", "[" * 100000, "nested deeper than 32 levels"),
     ],
 )
 def test_a_bad_file_is_refused_by_file_and_key(tmp_path, old, new, message):
@@ -193,8 +267,56 @@ def test_damaged_files_never_do_worse_than_a_refusal(tmp_path):
             Pattern.load(file)
         except ValueError:
             pass
-    with pytest.raises(FileNotFoundError):
+
+
+def test_files_that_cannot_be_read_or_written_are_the_systems_errors(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none: there is no such file; check the path") as error:
         Pattern.load(tmp_path / "none")
+    assert error.value.errno == 2
+    with pytest.raises(FileNotFoundError, match="pattern.json: there is no such file"):
+        Pattern.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match="full_attention_heads.tsv"):
+        Pattern.from_duo_attention(tmp_path, shape(1, 1), 0.5)
+    pattern = Pattern.from_scores(shape(1, 1), [[1]], 0, 4, 8)
+    with pytest.raises(FileNotFoundError, match="create its folder"):
+        pattern.save_json(tmp_path / "none" / "p.json")
+    with pytest.raises(IsADirectoryError):
+        pattern.save_json(tmp_path)
+    (tmp_path / "taken").write_text("text")
+    with pytest.raises(NotADirectoryError):
+        pattern.save(tmp_path / "taken" / "under")
+    assert sorted(os.listdir(tmp_path)) == ["taken"]
+
+
+def test_processes_may_save_one_folder_at_once(tmp_path):
+    code = """if True:
+        import sys, prulong
+        scores = [[float(head == int(sys.argv[2])) for head in range(4)]]
+        pattern = prulong.Pattern.from_scores(prulong.ModelShape("llama", 1, 4, 8, 16), scores, 0.75, 4, 8)
+        sys.stdin.readline()  # all at once
+        for _ in range(50):
+            pattern.save(sys.argv[1])
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    savers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / "out"), str(head)],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for head in range(3)
+    ]
+    time.sleep(2)  # for their imports
+    for saver in savers:
+        saver.stdin.write("\n")
+        saver.stdin.flush()
+    for saver in savers:
+        assert saver.communicate()[1] == "" and saver.returncode == 0
+    assert (tmp_path / "out" / "masks.tsv").read_text() == Pattern.load(tmp_path / "out").to_tsv()
+    assert os.listdir(tmp_path) == ["out"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["masks.tsv", "pattern.json"]
 
 
 def test_a_pattern_for_another_model_is_refused_by_what_differs():
@@ -235,6 +357,11 @@ def test_duo_attention_folder(tmp_path):
     assert Pattern.from_duo_attention(tmp_path, shape(2, 2), 0.5, sink=1, window=2).window == 2
     with pytest.raises(ValueError, match="2 rows of 2, but the model has 4 layers of 2 KV heads"):
         Pattern.from_duo_attention(tmp_path, shape(4, 2), 0.5)
+    (tmp_path / "config.json").write_text('{"sink_size": 128, "loss": NaN, "recent_size": 256}')  # as Python writes it
+    assert Pattern.from_duo_attention(tmp_path, shape(2, 2), 0.5).window == 256
+    (tmp_path / "config.json").write_text('{"sink_size": 128, "recent_size": NaN}')
+    with pytest.raises(ValueError, match="key recent_size: expected an integer of at least 1, found NaN"):
+        Pattern.from_duo_attention(tmp_path, shape(2, 2), 0.5)
     (tmp_path / "config.json").write_text('{"sink_size": 128}')
     with pytest.raises(ValueError, match="key recent_size is missing"):
         Pattern.from_duo_attention(tmp_path, shape(2, 2), 0.5)
@@ -249,13 +376,15 @@ def test_table_of_zeros_and_ones(tmp_path):
     assert Pattern.from_tsv(file, shape(3, 2), 128, 1024, 0.5).mask == pattern.mask
     with pytest.raises(ValueError, match="tells 3 of 6 heads from the others, and sparsity 0.3 keeps 4"):
         Pattern.from_tsv(file, shape(3, 2), 128, 1024, 0.3)
+    file.write_text("1e-400\t-1e-9999\n1\t0\n0\t1\n")
+    assert Pattern.from_tsv(file, shape(3, 2), 128, 1024).mask == ((False, False), (True, False), (False, True))
     file.write_text("0.5\t0.25\n")
     with pytest.raises(ValueError, match="a score per head, not a mask"):
         Pattern.from_tsv(file, shape(1, 2), 128, 1024)
     for content, message in [
         ("", "an empty table"),
         ("1\t0\n1\n", ":2: 1 columns"),
-        ("1\t0\n\n1\t0\n", ":2: an empty row"),
+        ("1\t0\n\n1\t0\n", ":2: expected numbers, found an empty row"),
         ("1\t0\n1\tx\n", ":2: expected a finite number, found 'x'"),
         ("1 0\n1 0\n", ":1: expected a finite number, found '1 0'"),
         ("nan\t0\n1\t0\n", ":1: expected a finite number"),
