@@ -1,6 +1,7 @@
 # Every third party, found once: the pip wheel of torch, and libraries of the distribution.
 set(PRULONG_TORCH_VERSION 2.11)
-set(PRULONG_CUDA_ARCHS 90a CACHE STRING "CUDA architectures of our kernels")
+set(PRULONG_PORTABLE_CUDA_ARCHS 80 86-real 89-real 90-real 100-real 120-real CACHE STRING
+    "CUDA architectures of the portable kernels, the first as PTX too: other GPUs compile that when they load it")
 
 find_program(PRULONG_PYTHON NAMES python python3 HINTS ${PROJECT_SOURCE_DIR}/.venv/bin NO_DEFAULT_PATH)
 if(NOT PRULONG_PYTHON)
@@ -26,7 +27,7 @@ find_package(Torch ${PRULONG_TORCH_VERSION} REQUIRED)
 if(NOT Torch_VERSION VERSION_GREATER_EQUAL ${PRULONG_TORCH_VERSION} OR Torch_VERSION VERSION_GREATER_EQUAL 2.12)
   message(FATAL_ERROR "torch ${Torch_VERSION} found, ${PRULONG_TORCH_VERSION} needed: run scripts/setup.sh")
 endif()
-set(CMAKE_CUDA_ARCHITECTURES ${PRULONG_CUDA_ARCHS})
+set(CMAKE_CUDA_ARCHITECTURES 90a)  # the Hopper kernels, their tests and benches; portable ones name their own
 # Torch's package edits the global CUDA flags; our kernels are compiled with ours alone.
 string(REGEX REPLACE "-gencode [^ ]+|-gencode;[^ ;]+|-D__CUDA_NO_[A-Z0-9_]+__" "" CMAKE_CUDA_FLAGS "${CMAKE_CUDA_FLAGS}")
 

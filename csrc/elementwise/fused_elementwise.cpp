@@ -9,13 +9,10 @@
 #include <cstdint>
 
 #include "csrc/elementwise/elementwise.h"
+#include "csrc/gpu_tensor.h"
 
 namespace prulong::fused {
 namespace {
-
-kernels::ElementType element_type(const at::Tensor& t) {
-  return t.scalar_type() == at::kHalf ? kernels::ElementType::kFloat16 : kernels::ElementType::kBFloat16;
-}
 
 at::Tensor empty_as(const at::Tensor& t) { return at::empty(t.sizes(), t.options()); }
 
@@ -23,7 +20,8 @@ at::Tensor empty_as(const at::Tensor& t) { return at::empty(t.sizes(), t.options
 
 bool supports(const at::Tensor& t) {
   return t.is_cuda() && (t.scalar_type() == at::kHalf || t.scalar_type() == at::kBFloat16) && t.is_contiguous() &&
-         t.numel() % 8 == 0 && reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0;
+         t.numel() % 8 == 0 && reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0 &&
+         compute_capability(t) >= kPortableCapability;
 }
 
 at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up) {

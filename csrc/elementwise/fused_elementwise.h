@@ -11,7 +11,8 @@
 /// in float32, rounded once. No autograd.
 namespace prulong::fused {
 
-/// Can the kernels read it? (CUDA, float16 or bfloat16, dense, aligned to 16 bytes, a multiple of 8 elements)
+/// Can the kernels read it? (CUDA, compute capability 8.0 and more, float16 or bfloat16, dense, aligned to 16 bytes, a
+/// multiple of 8 elements)
 PRULONG_API bool supports(const at::Tensor& t);
 
 /// silu(gate) * up, of tensors of one shape and dtype.

@@ -9,6 +9,7 @@
 #include <cuda_runtime_api.h>
 
 #include "csrc/attention_spec.h"
+#include "csrc/gpu_tensor.h"
 #include "csrc/hopper/address.h"
 #include "csrc/hopper/backward/backward.h"
 #include "csrc/hopper/combine.h"
@@ -18,28 +19,14 @@
 namespace prulong::hopper {
 namespace {
 
-bool on_hopper(const at::Tensor& q) {
-  int major = 0, minor = 0;
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, q.get_device()));
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, q.get_device()));
-  return major == 9 && minor == 0;
-}
-
 kernels::PackedTensor packed(const at::Tensor& t) {
-  const auto type = t.scalar_type() == at::kHalf ? kernels::ElementType::kFloat16 : kernels::ElementType::kBFloat16;
-  return {type, t.const_data_ptr(), t.size(0), t.size(1), t.size(2), t.stride(0), t.stride(1)};
+  return {element_type(t), t.const_data_ptr(), t.size(0), t.size(1), t.size(2), t.stride(0), t.stride(1)};
 }
 
 // The tensor itself where bulk copies can address it, else a dense copy.
 at::Tensor addressable(const at::Tensor& t) {
   if (t.stride(2) == 1 && kernels::fits_tensor_map(packed(t))) return t;
   return t.clone(at::MemoryFormat::Contiguous);
-}
-
-// Dense and aligned, for kernels that read vectors.
-at::Tensor dense(const at::Tensor& t) {
-  const bool aligned = reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0;
-  return t.is_contiguous() && aligned ? t : t.clone(at::MemoryFormat::Contiguous);
 }
 
 kernels::Batch make_batch(const at::Tensor& q, const at::Tensor& k, Locality locality, const at::Tensor& q_bounds,
@@ -114,7 +101,7 @@ bool supports(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cu_seq
   // The upper bound keeps a scaled Softmax::kLowest finite.
   if (!(static_cast<float>(scale) > 0 && scale <= 128)) return false;
   if (!kernels::within_limits(q.size(0), k.size(0), cu_seqlens.size(0) - 1, q.size(1))) return false;
-  return on_hopper(q);
+  return compute_capability(q) == 90;
 }
 
 GatedResults gated_forward(const GatedArguments& arguments) {

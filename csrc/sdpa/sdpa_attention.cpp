@@ -11,22 +11,12 @@
 #include <cstdint>
 
 #include "csrc/elementwise/gate_mix.h"
+#include "csrc/gpu_tensor.h"
 #include "csrc/head_groups.h"
 #include "csrc/sdpa/sdpa_branch.h"
 
 namespace prulong::sdpa {
 namespace {
-
-kernels::ElementType element_type(const at::Tensor& t) {
-  return t.scalar_type() == at::kHalf ? kernels::ElementType::kFloat16 : kernels::ElementType::kBFloat16;
-}
-
-// As our kernels read tensors: without gaps, from a 16-byte boundary on.
-at::Tensor dense(const at::Tensor& t) {
-  const at::Tensor contiguous = t.contiguous();
-  const bool aligned = reinterpret_cast<uintptr_t>(contiguous.const_data_ptr()) % 16 == 0;
-  return aligned ? contiguous : contiguous.clone();
-}
 
 /// The KV heads of one branch, and how to take them from whole tensors.
 struct BranchHeads {

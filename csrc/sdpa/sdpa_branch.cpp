@@ -14,13 +14,13 @@
 #include <c10/core/DeviceGuard.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAStream.h>
-#include <cuda_runtime_api.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <utility>
 
 #include "csrc/elementwise/gate_mix.h"
+#include "csrc/gpu_tensor.h"
 
 namespace prulong {
 namespace {
@@ -30,14 +30,6 @@ namespace {
 constexpr int kSinkRows = 4096;
 // cuDNN makes a plan for every new shape, which short documents do not pay back.
 constexpr int64_t kMinCudnnTokens = 2048;
-
-// 90 for 9.0.
-int compute_capability(const at::Tensor& q) {
-  int major = 0, minor = 0;
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, q.get_device()));
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, q.get_device()));
-  return 10 * major + minor;
-}
 
 // As PyTorch's kernels read q, k and v, without checking: rows of whole 16-byte vectors.
 at::Tensor readable(const at::Tensor& t) {
@@ -58,10 +50,8 @@ struct Softmax {
 // Joins a part's softmax over other keys to rows [begin, begin + n), or to those of index.
 void merge(const Softmax& whole, const Softmax& part, int64_t begin, const at::Tensor& index) {
   const at::Tensor part_out = part.out.contiguous(), part_lse = part.lse.contiguous();
-  const auto type =
-      whole.out.scalar_type() == at::kHalf ? kernels::ElementType::kFloat16 : kernels::ElementType::kBFloat16;
   C10_CUDA_CHECK(
-      kernels::launch_softmax_merge({.type = type,
+      kernels::launch_softmax_merge({.type = element_type(whole.out),
                                      .rows = part_out.size(0),
                                      .heads = part_out.size(1),
                                      .dim = part_out.size(2),
@@ -82,7 +72,7 @@ bool SdpaBranch::supports(const at::Tensor& q, double scale) {
   if (!q.is_cuda() || q.size(0) == 0 || (dtype != at::kHalf && dtype != at::kBFloat16)) return false;
   if (q.size(2) % 8 != 0 || q.size(2) > 256 || !(static_cast<float>(scale) > 0)) return false;
   const int capability = compute_capability(q);
-  return capability >= 80 && (q.size(2) <= 192 || capability == 80 || capability == 90);
+  return capability >= kPortableCapability && (q.size(2) <= 192 || capability == 80 || capability == 90);
 }
 
 SdpaBranch::SdpaBranch(const AttentionSpec& spec, bool local, at::Device device) : scale_(spec.scale) {
