@@ -9,9 +9,9 @@
 #include "csrc/ops/masked_attention.h"
 
 /// Attention by our own kernels for Hopper GPUs (csrc/hopper). Nothing here waits for the device, so what lies on it
-/// is not checked: bounds that do not rise from 0 to the number of tokens, or a document with more queries than keys,
-/// give outputs, log-sum-exps and gradients of NaN; so does, in its heads, a gate outside [0, 1]. Calls can be captured
-/// in a CUDA graph.
+/// is not checked here (run_on() in ops/backend.h does on request): bounds that do not rise from 0 to the number of
+/// tokens, or a document with more queries than keys, give outputs, log-sum-exps and gradients of NaN; so does, in its
+/// heads, a gate outside [0, 1]. Calls can be captured in a CUDA graph.
 ///
 /// Arguments as in the operators' headers, already checked for shape, dtype and device.
 namespace prulong::hopper {

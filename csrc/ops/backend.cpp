@@ -1,11 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "csrc/ops/backend.h"
 
-#include <c10/util/Exception.h>
-
-#include <cstdlib>
-#include <string_view>
-
 #include "csrc/hopper/hopper_attention.h"
 #include "csrc/sdpa/sdpa_branch.h"
 

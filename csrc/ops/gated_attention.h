@@ -30,8 +30,9 @@ struct GatedArguments {
 /// is exact for clamped (hard-concrete) gates. Differentiable in q, k, v and gate.
 /// @returns           [T, Hq, D], q's dtype.
 /// @throws c10::Error naming the argument, what was expected and what was found. Our kernels for Hopper GPUs do not
-/// wait for the device: what only data on it show (bounds, gates) gives NaN there, and max_seqlen is not read. Source:
-/// PruLong, arXiv 2506.17121, section 3; token-exact window.
+/// wait for the device: what only data on it show (bounds, gates) gives NaN there, and max_seqlen is not read, unless
+/// the environment variable PRULONG_CHECK=1 makes them errors there too; calls then wait, and no CUDA graph captures
+/// them. Source: PruLong, arXiv 2506.17121, section 3; token-exact window.
 PRULONG_API at::Tensor gated_attention(const GatedArguments& arguments);
 
 /// What gated_attention computes and its backward pass reads: out and delta = O_global - O_local [T, Hq, D], and both

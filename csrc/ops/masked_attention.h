@@ -30,7 +30,8 @@ struct MaskedArguments {
 /// @returns             out [Tq, Hq, D] in q's dtype; log-sum-exp of the scaled scores [Hq, Tq] in float32 (float64 for
 ///                      float64 inputs), natural logarithm.
 /// @throws c10::Error naming the argument, what was expected and what was found. Our kernels for Hopper GPUs do not
-/// wait for the device: what only data on it show (bounds) gives NaN there, and max_seqlen is not read.
+/// wait for the device: what only data on it show (bounds) gives NaN there, and max_seqlen is not read, unless the
+/// environment variable PRULONG_CHECK=1 makes them errors there too (as for gated_attention).
 PRULONG_API std::tuple<at::Tensor, at::Tensor> masked_attention(const MaskedArguments& arguments);
 
 }  // namespace prulong

@@ -6,7 +6,7 @@ work under ``torch.compile``, ``torch.inference_mode`` and ``torch.autocast``, w
 the gate to float32 (float64 stays float64), as it does for PyTorch's own attention. Bad arguments raise
 ``RuntimeError`` with one line that names the argument, what was expected and what was found. On Hopper GPUs our own
 kernels do not wait for the device: there, wrong bounds of documents and gates outside [0, 1] give NaN instead, and
-``max_seqlen`` is not read.
+``max_seqlen`` is not read, unless the environment variable ``PRULONG_CHECK=1`` makes them errors there too.
 """
 
 from __future__ import annotations

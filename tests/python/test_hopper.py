@@ -143,6 +143,27 @@ def test_wrong_data_give_nan():
         assert out[:, :2].isnan().all() and out[:, 2:].isfinite().all()
 
 
+def test_wrong_data_are_refused_on_request(monkeypatch):
+    monkeypatch.setenv("PRULONG_CHECK", "1")
+    q, k, v, cu, longest, locality = make(([0, 300, 701], 4, 2, 64, 16, 128), torch.bfloat16, "cuda")
+    gate = torch.tensor([0.3, 1.0], device="cuda")
+    for wrong, message in (([1, 300, 701], "must start at 0, got 1"), ([0, 702, 701], "must not decrease, got 702 then 701"),
+                           ([0, 300, 700], "must end at the number of tokens, 701, got 700")):
+        bounds = torch.tensor(wrong, device="cuda", dtype=torch.int32)
+        with pytest.raises(RuntimeError, match=f"gated_attention: cu_seqlens {message}"):
+            gated_attention(q, k, v, gate, bounds, 1000, **locality)
+        with pytest.raises(RuntimeError, match=f"masked_attention: cu_seqlens_q {message}"):
+            masked_attention(q, k, v, gate > 0.5, bounds, cu, 1000, longest, **locality)
+    with pytest.raises(RuntimeError, match="max_seqlen must be at least the longest document's length, got 400"):
+        gated_attention(q, k, v, gate, cu, 400, **locality)
+    for z in (-0.1, 1.1, float("nan")):
+        with pytest.raises(RuntimeError, match=r"gate must lie in \[0, 1\], got .* for key head 0"):
+            gated_attention(q, k, v, torch.tensor([z, 1.0], device="cuda"), cu, longest, **locality)
+    checked = gated_attention(q, k, v, gate, cu, longest, **locality)
+    monkeypatch.setenv("PRULONG_CHECK", "0")
+    assert torch.equal(checked, gated_attention(q, k, v, gate, cu, longest, **locality))
+
+
 def test_repeated_runs_agree():
     """The same bits, but for dq, whose sums have no fixed order."""
     q, k, v, cu, longest, locality = make(([0, 1000, 1129, 2600], 8, 4, 128, 128, 300), torch.bfloat16, "cuda")
