@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import prulong
 from prulong import _library
@@ -39,17 +40,22 @@ def put(folder, age=0, library=LIBRARY, module=MODULE):
     return folder / LIBRARY.name
 
 
-def find_in(checkout, monkeypatch, named=""):
-    """The library that the checkout's package would take, or the message of its error."""
+def library_of(checkout, monkeypatch, named=""):
+    """_library of the checkout's package, as a process would have it that has loaded nothing."""
     monkeypatch.setenv("PRULONG_OPS_LIBRARY", str(named))
+    monkeypatch.setattr(torch.ops, "loaded_libraries", set())
     file = checkout / "python_bindings" / "prulong" / "_library.py"
     spec = importlib.util.spec_from_file_location("library_of_checkout", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    try:
-        return module.find()
-    except ImportError as error:
-        return str(error)
+    return module
+
+
+def refusal(call):
+    with pytest.raises(ImportError) as error:
+        call()
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def import_in(checkout, named="", before=""):
@@ -67,8 +73,24 @@ def import_in(checkout, named="", before=""):
     return result.stdout.strip() if result.returncode == 0 else result.stderr.strip().splitlines()[-1]
 
 
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory):
+    """A function that compiles a library with one function and no operators."""
+    if shutil.which("g++") is None:
+        pytest.skip("no compiler")
+    folder = tmp_path_factory.mktemp("stand_in")
+
+    def compiled(name, interface):
+        (folder / "source.cpp").write_text(f'extern "C" const char* {name}() {{ return "{interface}"; }}\n')
+        library = folder / f"{name}-{interface}.so"
+        subprocess.run(["g++", "-shared", "-fPIC", "-o", library, folder / "source.cpp"], check=True)
+        return library
+
+    return compiled
+
+
 def test_not_built(checkout, monkeypatch):
-    message = find_in(checkout, monkeypatch)
+    message = refusal(library_of(checkout, monkeypatch).find)
     assert message.startswith(f"libprulong_ops.so and {MODULE.name} are not built (looked in {checkout}")
     assert "scripts/setup.sh" in message and "PRULONG_OPS_LIBRARY" in message
     assert import_in(checkout) == "ImportError: " + message
@@ -78,22 +100,22 @@ def test_the_named_library_goes_before_all_others(checkout, tmp_path, monkeypatc
     put(checkout / "python_bindings" / "prulong")
     put(checkout / "build" / "cpu" / "lib")
     named = put(tmp_path / "named", 1000)
-    assert find_in(checkout, monkeypatch, named) == named
+    assert library_of(checkout, monkeypatch, named).find() == named
     assert import_in(checkout, named) == f"{named.parent / MODULE.name} {named}"  # each once
-    message = find_in(checkout, monkeypatch, tmp_path / "none.so")
+    message = refusal(library_of(checkout, monkeypatch, tmp_path / "none.so").find)
     assert message == f"PRULONG_OPS_LIBRARY names {tmp_path / 'none.so'}, which is not a file"
 
 
 def test_the_packages_own_library_goes_before_a_build_that_is_no_newer(checkout, monkeypatch):
     own = put(checkout / "python_bindings" / "prulong", 100)
     put(checkout / "build" / "cpu" / "lib", 200)
-    assert find_in(checkout, monkeypatch) == own
+    assert library_of(checkout, monkeypatch).find() == own
 
 
 def test_a_copy_older_than_a_build_is_refused(checkout, monkeypatch):
     own = put(checkout / "python_bindings" / "prulong", 200)
     built = put(checkout / "build" / "cpu" / "lib", 100)
-    assert find_in(checkout, monkeypatch) == (
+    assert refusal(library_of(checkout, monkeypatch).find) == (
         f"{own} is older than {built}: copy that and its {MODULE.name} over it, or remove it"
     )
 
@@ -101,46 +123,47 @@ def test_a_copy_older_than_a_build_is_refused(checkout, monkeypatch):
 @pytest.mark.parametrize("newer", ["cpu", "cuda"])
 def test_of_two_builds_the_newer_is_taken(checkout, newer, monkeypatch):
     built = {name: put(checkout / "build" / name / "lib", 100 if name == newer else 200) for name in ("cpu", "cuda")}
-    put(checkout / "build" / "cpu-asan" / "lib", module=None)  # one that no Python loads
-    assert find_in(checkout, monkeypatch) == built[newer]
+    put(checkout / "build" / "cpu-asan" / "lib", 0, module=None)  # one that no Python loads
+    assert library_of(checkout, monkeypatch).find() == built[newer]
 
 
-def test_what_was_built_for_another_package_is_refused(checkout):
+def test_what_was_built_for_another_package_is_refused(checkout, monkeypatch):
     with (checkout / "python_bindings" / "prulong" / "ops.py").open("a") as file:
         file.write("# another interface\n")
-    built = put(checkout / "build" / "cpu" / "lib")
-    message = import_in(checkout)
-    assert message.startswith(f"ImportError: {built} was not built for {checkout / 'python_bindings' / 'prulong'}: its ")
+    message = refusal(library_of(checkout, monkeypatch, LIBRARY).load)
+    assert message.startswith(f"{LIBRARY} was not built for {checkout / 'python_bindings' / 'prulong'}: its interface is ")
     assert message.endswith("build again (scripts/setup.sh), or set PRULONG_OPS_LIBRARY to the library of this version")
 
 
-def test_a_library_that_says_nothing_of_its_interface_is_refused(checkout, tmp_path):
-    if shutil.which("g++") is None:
-        pytest.skip("no compiler")
-    (tmp_path / "old.cpp").write_text("int old() { return 0; }\n")
-    subprocess.run(["g++", "-shared", "-fPIC", "-o", tmp_path / "old.so", tmp_path / "old.cpp"], check=True)
-    built = put(checkout / "build" / "cpu" / "lib", library=tmp_path / "old.so")
-    message = import_in(checkout)
-    assert message.startswith(f"ImportError: {built} was not built for ") and "its interface is none" in message
+def test_a_library_that_does_not_say_its_interface_is_refused(checkout, monkeypatch, stand_in):
+    old = stand_in("older", "1")
+    message = refusal(library_of(checkout, monkeypatch, old).load)
+    assert message.startswith(f"{old} was not built for ") and "its interface is none, the package needs " in message
 
 
-def test_a_library_without_its_module_is_refused(checkout, tmp_path):
-    named = put(tmp_path / "named", module=None)
-    assert f"ImportError: {named} has no {MODULE.name} beside it" in import_in(checkout, named)
+def test_a_library_without_its_module_is_refused(checkout, monkeypatch, tmp_path, stand_in):
+    alike = stand_in("prulong_interface", _library.interface())
+    named = put(tmp_path / "named", library=alike, module=None)
+    assert refusal(library_of(checkout, monkeypatch, named).load).startswith(f"{named} has no {MODULE.name} beside it: ")
+    (named.parent / MODULE.name).write_text("text")
+    message = refusal(library_of(checkout, monkeypatch, named).load)
+    assert message.startswith(f"{named.parent / MODULE.name} does not fit {named}: ") and "scripts/setup.sh" in message
 
 
-def test_a_module_of_another_library_is_refused(checkout, tmp_path):
-    (tmp_path / "text").write_text("text")
-    built = put(checkout / "build" / "cpu" / "lib", module=tmp_path / "text")
-    assert f"ImportError: {built.parent / MODULE.name} does not fit {built}: " in import_in(checkout)
+def test_a_file_that_is_no_library_is_refused(checkout, monkeypatch, tmp_path):
+    (tmp_path / "text.so").write_text("text")
+    message = refusal(library_of(checkout, monkeypatch, tmp_path / "text.so").load)
+    assert message.startswith(f"{tmp_path / 'text.so'} does not load into torch ")
 
 
-def test_a_second_library_of_operators_is_not_loaded(checkout, tmp_path):
+def test_a_second_library_of_operators_is_not_loaded(checkout, monkeypatch, tmp_path):
     other = put(tmp_path / "other")
+    library = library_of(checkout, monkeypatch, other)
+    monkeypatch.setattr(torch.ops, "loaded_libraries", {str(LIBRARY)})
+    message = refusal(library.load)
+    assert message == f"{LIBRARY} is loaded already, and {other} would register the same operators again"
     built = put(checkout / "build" / "cpu" / "lib")
-    before = f"import torch; torch.ops.load_library({str(other)!r})"
-    assert f"ImportError: {other} is loaded already, and {built} would register" in import_in(checkout, before=before)
-    before = f"import torch; torch.ops.load_library({str(built)!r})"
+    before = f"import torch; torch.ops.load_library({str(built)!r})"  # the same one may be loaded before
     assert import_in(checkout, before=before) == f"{built.parent / MODULE.name} {built}"
 
 
@@ -149,8 +172,3 @@ def test_the_stub_names_what_the_module_has():
     named = {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
     named |= {node.target.id for node in stub.body if isinstance(node, ast.AnnAssign)}
     assert named == {name for name in dir(prulong._C) if not name.startswith("__")}
-
-
-def test_named_library_that_is_no_library(checkout, tmp_path):
-    (tmp_path / "text.so").write_text("text")
-    assert f"ImportError: {tmp_path / 'text.so'} does not load into torch" in import_in(checkout, tmp_path / "text.so")
