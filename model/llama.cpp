@@ -41,11 +41,7 @@ Llama Llama::load(const std::filesystem::path& folder, at::ScalarType dtype, at:
   TensorMap weights = load_sharded_safetensors(folder);
   try {
     for (auto& [name, tensor] : weights) {
-      if (!at::isFloatingType(tensor.scalar_type())) {
-        throw Error("tensor \"" + name + "\" has dtype " + c10::toString(tensor.scalar_type()) +
-                    ", expected floating-point weights; save the model in bfloat16 or float32");
-      }
-      tensor = converted(tensor, dtype, device);
+      if (at::isFloatingType(tensor.scalar_type())) tensor = converted(tensor, dtype, device);
     }
     return Llama(config, std::move(weights));
   } catch (const Error& error) {

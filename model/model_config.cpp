@@ -156,6 +156,13 @@ void refuse_unsupported(const Reader& config, const Family& family) {
   if (config.has("quantization_config")) {
     config.fail("quantization_config", "quantised weights are not supported: save the model in bfloat16 or float32");
   }
+  // Embedding models; transformers takes a null for false.
+  if (!config.silent("is_causal") && config.at("is_causal") != true) {
+    config.fail("is_causal", "only true is supported: here every token attends to itself and the ones before it");
+  }
+  if (config.has("transformers_weights")) {
+    config.fail("transformers_weights", "weights are read from model.safetensors or its shards only: rename the file");
+  }
   refuse_sliding_windows(config, family);
   if (config.size("pretraining_tp", 1) != 1) config.fail("pretraining_tp", "only 1 is supported");
 }

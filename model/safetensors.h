@@ -21,7 +21,7 @@ using TensorMap = std::map<std::string, at::Tensor>;
 TensorMap load_safetensors(const std::filesystem::path& file, std::map<std::string, std::string>* metadata = nullptr);
 
 /// Loads a Hugging Face folder: model.safetensors, or the shards of model.safetensors.index.json.
-/// @throws Error naming the folder or shard: nothing there, a shard missing, a tensor listed but absent or twice.
+/// @throws Error naming the folder or shard: nothing there, a shard missing, a tensor in two of them.
 TensorMap load_sharded_safetensors(const std::filesystem::path& folder);
 
 /// Writes contiguous copies of CPU or CUDA tensors, atomically (temporary, fsync, rename), in the layout that Hugging

@@ -147,12 +147,13 @@ std::map<std::string, std::string> read_weight_map(const path& index) {
   }
   std::map<std::string, std::string> shards;
   for (const auto& [name, shard] : root["weight_map"].items()) {
-    // A plain file name: an index must not reach out of its folder.
-    if (!shard.is_string() || shard.get<std::string>().empty() || path(shard.get<std::string>()).has_parent_path()) {
-      fail(index, "\"weight_map\" gives tensor " + quote_name(name) +
-                      " a shard that is not a file name in this folder" + kAdvice);
+    // An index must not reach out of its folder.
+    const path file = shard.is_string() ? path(shard.get<std::string>()) : path();
+    if (!file.has_filename() || file.is_absolute() || std::ranges::find(file, path("..")) != file.end()) {
+      fail(index, "\"weight_map\" gives tensor " + quote_name(name) + " the shard " + shown(shard) +
+                      ", which is not a file below this folder" + kAdvice);
     }
-    shards[name] = shard.get<std::string>();
+    shards[name] = file.string();
   }
   return shards;
 }

@@ -46,7 +46,7 @@ struct SafetensorsHeader {
 ///         leave holes, do not match shape and dtype or do not end at the file's end, a name twice.
 SafetensorsHeader read_safetensors_header(std::span<const std::byte> bytes, const std::filesystem::path& file);
 
-/// Which file of the folder holds which tensor, by model.safetensors.index.json. Names are plain file names.
+/// Which file of the folder holds which tensor, by model.safetensors.index.json: paths below the folder.
 /// @throws Error naming the file and what is wrong.
 std::map<std::string, std::string> read_weight_map(const std::filesystem::path& index);
 

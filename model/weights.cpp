@@ -31,17 +31,47 @@ void check_tensor(const TensorMap& weights, const std::string& name, const std::
     throw Error("tensor \"" + name + "\" has shape " + text(tensor.sizes()) + ", config.json asks for " + text(shape) +
                 kRemedy);
   }
+  if (!at::isFloatingType(tensor.scalar_type())) {
+    throw Error("tensor \"" + name + "\" has dtype " + c10::toString(tensor.scalar_type()) +
+                ", expected floating-point weights; save the model in bfloat16 or float32");
+  }
   const at::Tensor& first = weights.at(kEmbedding);
-  if (!at::isFloatingType(tensor.scalar_type()) || tensor.scalar_type() != first.scalar_type() ||
-      tensor.device() != first.device()) {
+  if (tensor.scalar_type() != first.scalar_type() || tensor.device() != first.device()) {
     throw Error("tensor \"" + name + "\" is " + c10::toString(tensor.scalar_type()) + " on " + tensor.device().str() +
                 ", expected the floating dtype and device of " + kEmbedding + ", " +
                 c10::toString(first.scalar_type()) + " on " + first.device().str() + "; save the model in one dtype");
   }
 }
 
-void drop_needless(const ModelConfig& config, TensorMap& weights) {
-  std::erase_if(weights, [](const auto& item) { return item.first.ends_with("rotary_emb.inv_freq"); });
+void rename(TensorMap& weights, const std::string& from, const std::string& to) {
+  auto node = weights.extract(from);
+  node.key() = to;
+  if (!weights.insert(std::move(node)).inserted) {
+    throw Error("tensors \"" + from + "\" and \"" + to + "\" are one weight of the model; keep one of them");
+  }
+}
+
+/// Takes tensors for what transformers takes them: a decoder that was saved without its head has names without
+/// "model.", a tied matrix may be stored as the head alone, and parts beside decoder and head are not read.
+void settle_names(const ModelConfig& config, const std::map<std::string, std::vector<int64_t>>& shapes,
+                  TensorMap& weights) {
+  const std::string decoder = "model.", head = "lm_head.";
+  std::vector<std::string> bare;
+  for (const auto& [name, tensor] : weights) {
+    if (!shapes.contains(name) && shapes.contains(decoder + name)) bare.push_back(name);
+  }
+  for (const std::string& name : bare) rename(weights, name, decoder + name);
+  if (config.tied_embeddings && weights.contains(kHead) && !weights.contains(kEmbedding)) {
+    rename(weights, kHead, kEmbedding);
+  }
+  std::erase_if(weights, [&](const auto& item) {
+    const std::string& name = item.first;
+    return name.ends_with("rotary_emb.inv_freq") || !(name.starts_with(decoder) || name.starts_with(head));
+  });
+}
+
+/// @param weights  with an embedding.
+void drop_repeated_head(const ModelConfig& config, TensorMap& weights) {
   const auto head = weights.find(kHead);
   if (!config.tied_embeddings || head == weights.end()) return;
   const at::Tensor& embedding = weights.at(kEmbedding);
@@ -97,8 +127,9 @@ std::map<std::string, std::vector<int64_t>> weight_shapes(const ModelConfig& con
 Weights::Weights(const ModelConfig& config, TensorMap tensors) : config_(config), tensors_(std::move(tensors)) {
   TensorMap& weights = tensors_;
   const auto shapes = weight_shapes(config);
+  settle_names(config, shapes, weights);
   check_tensor(weights, kEmbedding, shapes.at(kEmbedding));
-  drop_needless(config, weights);
+  drop_repeated_head(config, weights);
   for (const auto& [name, shape] : shapes) check_tensor(weights, name, shape);
   for (const auto& [name, tensor] : weights) {
     if (!shapes.contains(name)) {

@@ -42,8 +42,9 @@ std::map<std::string, std::vector<int64_t>> weight_shapes(const ModelConfig& con
 class Weights {
  public:
   /// Takes weights by their Hugging Face names ("model.layers.0.self_attn.q_proj.weight"), all of one floating dtype
-  /// and device, and drops what the model does not need: rotary_emb.inv_freq buffers, and a lm_head.weight that repeats
-  /// tied embeddings.
+  /// and device. As transformers does, it takes names without "model." too, and a lm_head.weight for tied embeddings,
+  /// and drops what the model does not need: rotary_emb.inv_freq buffers, a lm_head.weight that repeats tied
+  /// embeddings, and tensors of other parts (names that begin with neither "model." nor "lm_head.").
   /// @throws Error naming the tensor that is missing, unexpected or of another shape, dtype or device.
   Weights(const ModelConfig& config, TensorMap tensors);
 

@@ -97,6 +97,35 @@ TEST_CASE("llama weights: a head that repeats tied embeddings is dropped") {
   CHECK(model.head_weight().is_same(model.weights().at("model.embed_tokens.weight")));
 }
 
+TEST_CASE("llama weights: tensors are taken for what transformers takes them") {
+  const auto same = [](const Llama& model, const TensorMap& expected) {
+    REQUIRE(model.weights().size() == expected.size());
+    for (const auto& [name, weight] : expected) CHECK(at::equal(model.weights().at(name), weight));
+  };
+  // A tied matrix as safetensors' save_model leaves it: the head alone.
+  TensorMap stored = weights(true);
+  auto node = stored.extract("model.embed_tokens.weight");
+  node.key() = "lm_head.weight";
+  stored.insert(std::move(node));
+  same(Llama(test::tiny_config(true), stored), weights(true));
+  // A decoder saved without its head.
+  stored.clear();
+  for (const auto& [name, weight] : weights(true)) stored[name.substr(std::string("model.").size())] = weight;
+  same(Llama(test::tiny_config(true), stored), weights(true));
+  stored["model.norm.weight"] = stored["norm.weight"];
+  CHECK_THROWS_WITH(Llama(test::tiny_config(true), stored),
+                    ContainsSubstring("tensors \"norm.weight\" and \"model.norm.weight\" are one weight"));
+  // Parts that the model has not, of any dtype and device.
+  stored = weights();
+  stored["score.weight"] = at::zeros({2, 20});
+  stored["steps"] = at::zeros({}, at::kInt);
+  stored["rotary_emb.inv_freq"] = stored["model.rotary_emb.inv_freq"] = at::zeros({3}, at::kDouble);
+  same(Llama(test::tiny_config(), stored), weights());
+  // But nothing inside of what is computed.
+  stored["lm_head.bias"] = at::zeros({10});
+  CHECK_THROWS_WITH(Llama(test::tiny_config(), stored), ContainsSubstring("\"lm_head.bias\" [10] has no place"));
+}
+
 TEST_CASE("llama weights: saved models load again, with the dtype in config.json") {
   const TemporaryFolder from, to;
   test::write_text(from / "config.json", "{\"loss\": [NaN, -Infinity]," + tiny_config_json(true).substr(1));

@@ -9,6 +9,8 @@ import pytest
 import torch
 import transformers
 
+from safetensors.torch import load_file, save_file
+
 from llama_program import PROGRAM, ROOT, randomise, reference_logits, run_program
 
 SMOLLM2 = ROOT / "models" / "SmolLM2-135M-Instruct"
@@ -112,10 +114,67 @@ def test_smollm2_matches_transformers_and_loads_fast(tmp_path):
         assert min(float(line.split()[1]) for line in times) <= 1.0
 
 
+def stored_otherwise(folder, change):
+    """Rewrites model.safetensors by a function of its tensors."""
+    tensors = change(load_file(folder / "model.safetensors"))
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def split(folder, place, index):
+    """Cuts model.safetensors into two shards at a place, with an index of them that `index` changes."""
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    parts = {"one.safetensors": names[:9], f"{place}two.safetensors": names[9:]}
+    for file, part in parts.items():
+        (folder / file).parent.mkdir(exist_ok=True)
+        save_file({name: tensors[name] for name in part}, folder / file, {"format": "pt"})
+    weight_map = index({name: file for file, part in parts.items() for name in part})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "model.safetensors").unlink()
+
+
+def head_only(tensors):
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    return tensors
+
+
+LAYOUTS = {  # what transformers reads as it reads model.safetensors
+    "the tied matrix as the head": (True, lambda f: stored_otherwise(f, head_only)),
+    "the tied matrix twice": (True, lambda f: stored_otherwise(
+        f, lambda t: t | {"lm_head.weight": t["model.embed_tokens.weight"].clone()})),
+    "names without model.": (True, lambda f: stored_otherwise(
+        f, lambda t: {name.removeprefix("model."): tensor for name, tensor in t.items()})),
+    "tensors that nobody needs": (False, lambda f: stored_otherwise(
+        f, lambda t: t | {"score.weight": torch.ones(2, 48), "steps": torch.ones(1, dtype=torch.int32),
+                          "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)})),
+    "shards in a folder": (False, lambda f: split(f, "part/", lambda m: m)),
+    "an index that lists more": (False, lambda f: split(f, "", lambda m: m | {"score.weight": "one.safetensors"})),
+    "an index that lists less": (False, lambda f: split(
+        f, "", lambda m: {n: file for n, file in m.items() if "mlp" not in n or "layers.1" in n})),
+    "an index beside the file": (False, lambda f: (f / "model.safetensors.index.json").write_text("{}")),
+    "NaN in the configuration": (False, lambda f: (f / "config.json").write_text(
+        (f / "config.json").read_text().rstrip()[:-1] + ', "extra": [NaN, -Infinity]}')),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_transformers_loads_is_loaded_alike(layout, tmp_path):
+    tied, change = LAYOUTS[layout]
+    tiny_checkpoint(tmp_path / "model", tied=tied)
+    documents = [list(range(40))]
+    change(tmp_path / "model")
+    found, _ = run_program(tmp_path / "model", tmp_path / "out", documents)
+    expected = reference_logits(tmp_path / "model", documents)
+    torch.testing.assert_close(found["logits"], expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(reference_logits(tmp_path / "out" / "model", documents), expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "damage, message",
     [
         (lambda folder: (folder / "config.json").write_text("{"), "config.json: not valid JSON"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "llama", "is_causal": false}'),
+         '"is_causal" is false; only true is supported'),
         (lambda folder: (folder / "model.safetensors").unlink(), "has neither model.safetensors"),
         (lambda folder: os.truncate(folder / "model.safetensors", 50000), "model.safetensors: the header describes"),
         (lambda folder: os.truncate(folder / "model.safetensors", 5), "model.safetensors: a safetensors file has at least"),
