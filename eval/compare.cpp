@@ -5,10 +5,13 @@
 #include <array>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <set>
+#include <utility>
 
 #include "common/error.h"
 #include "common/philox.h"
 #include "common/provenance.h"
+#include "eval/advice.h"
 #include "model/open_model.h"
 #include "trainer/data/open_source.h"
 
@@ -122,6 +125,7 @@ Comparison compare(const EvalConfig& config, const std::function<void(const std:
   if (const auto note = dtype_note(config.model, model)) say(*note);
   const auto source = open_sources(config.data, config.seq_len, 0, true, model.config().vocab_size);
   std::vector<Method> methods;
+  std::set<std::pair<int64_t, int64_t>> windows;  // sink and window of local heads
   for (const MethodOptions& options : config.methods) {
     Method& method = methods.emplace_back();
     const auto patterns = patterns_of(options, config, model.config().shape());
@@ -132,12 +136,21 @@ Comparison compare(const EvalConfig& config, const std::function<void(const std:
                                 : HeadMask::from_pattern(pattern, model.config(), model.device()));
     }
     const Pattern& first = patterns.front();
+    if (options.type != MethodType::kFull) windows.emplace(first.sink, first.window);
     method.row.label = options.label.empty() ? default_label(options, first) : options.label;
     method.row.type = std::string(name_of(options.type));
     method.row.local_fraction = first.local_fraction();
     method.row.kv_kept = kv_kept(first.local_fraction(), first.sink, first.window, config.seq_len);
   }
   Comparison comparison = {model.device().str(), dtype_name(model.dtype()), machine(model.device()), {}};
+  const auto lengths = first_documents(*source, config.seq_len, config.sequences);
+  if (windows.empty()) windows.emplace(0, 0);  // positions matter to full attention too
+  std::set<std::string> said;
+  for (const auto& [sink, window] : windows) {
+    for (const auto& advice : length_advice(lengths, model.config(), sink, window)) {
+      if (said.insert(advice).second) say("warning: " + advice);
+    }
+  }
   for (Method& method : methods) {
     say("measuring: " + method.row.label);
     for (const HeadMask& mask : method.mask) {

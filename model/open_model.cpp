@@ -4,6 +4,7 @@
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <ATen/cuda/CUDAContextLight.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include "common/cpu.h"
 #include "common/error.h"
@@ -14,7 +15,8 @@ namespace {
 at::Device choose_device(ModelDevice device) {
   const bool cuda = at::globalContext().hasCUDA();
   if (device == ModelDevice::kCuda && !cuda) throw Error("model.device: cuda, but no GPU can be used here; use cpu");
-  return device == ModelDevice::kCpu || !cuda ? at::Device(at::kCPU) : at::Device(at::kCUDA, 0);
+  return device == ModelDevice::kCpu || !cuda ? at::Device(at::kCPU)
+                                              : c10::impl::VirtualGuardImpl(at::kCUDA).getDevice();
 }
 
 at::ScalarType choose_dtype(ModelDtype dtype, at::Device device) {
@@ -32,7 +34,7 @@ Llama open_model(const ModelOptions& options) {
 
 at::ScalarType planned_dtype(const ModelOptions& options) {
   const bool on_cuda = options.device == ModelDevice::kCuda;
-  return choose_dtype(options.dtype, on_cuda ? at::Device(at::kCUDA, 0) : choose_device(options.device));
+  return choose_dtype(options.dtype, on_cuda ? at::Device(at::kCUDA) : choose_device(options.device));
 }
 
 std::string dtype_name(at::ScalarType dtype) { return dtype == at::kFloat ? "float32" : "bfloat16"; }

@@ -4,14 +4,14 @@
 #include <ATen/Context.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/CachingDeviceAllocator.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cstdio>
-#include <fstream>
 #include <utility>
 
+#include "common/host_memory.h"
+#include "eval/advice.h"
 #include "model/open_model.h"
 
 namespace prulong {
@@ -131,21 +131,16 @@ std::string memory_report(const TrainConfig& config) {
   row("activations", [](const MemoryNeed& n) { return n.activations; });
   row("loss or one layer, the larger", [](const MemoryNeed& n) { return n.work; });
   row("in all, about", [](const MemoryNeed& n) { return n.total(); });
+  const std::string advice = position_advice("sequences", config.train.seq_len, model.config());
+  if (!advice.empty()) text += "\nwarning: " + advice + "\n";
   return text +
          "\nauto recomputes where the activations would fill more than half of what the device has free, and keeps the "
          "attention's results of as many layers as fit.\n";
 }
 
 int64_t available_bytes(c10::Device device) {
-  if (device.is_cuda()) return static_cast<int64_t>(c10::getDeviceAllocator(device.type())->getMemoryInfo(0).first);
-  std::ifstream in("/proc/meminfo");
-  for (std::string key, unit; in >> key;) {
-    int64_t kib = 0;
-    in >> kib;
-    std::getline(in, unit);
-    if (key == "MemAvailable:") return kib * 1024;
-  }
-  return ::sysconf(_SC_AVPHYS_PAGES) * ::sysconf(_SC_PAGESIZE);
+  if (!device.is_cuda()) return available_host_bytes();
+  return static_cast<int64_t>(c10::getDeviceAllocator(device.type())->getMemoryInfo(device.index()).first);
 }
 
 }  // namespace prulong

@@ -38,7 +38,8 @@ RecomputePolicy plan_recompute(const Llama& model, const TrainConfig& config, in
 /// @throws Error as read_model_config.
 std::string memory_report(const TrainConfig& config);
 
-/// Bytes free on a device now: system memory for the CPU, the driver's answer for a GPU.
+/// Bytes free on a device now: what the system and this process's control groups leave for the CPU, the driver's answer
+/// for a GPU.
 int64_t available_bytes(c10::Device device);
 
 }  // namespace prulong

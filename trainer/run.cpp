@@ -9,6 +9,7 @@
 
 #include "common/error.h"
 #include "common/provenance.h"
+#include "eval/advice.h"
 #include "model/open_model.h"
 #include "model/save_model.h"
 #include "trainer/checkpoint.h"
@@ -89,6 +90,11 @@ void Run::announce() {
   if (const auto note = dtype_note(config_.model, model_)) log_->info(*note);
   log_->info(std::to_string(config_.train.steps) + " steps of " + std::to_string(config_.train.sequences_per_step) +
              " x " + std::to_string(config_.train.seq_len) + " tokens" + describe_policy());
+  const auto lengths =
+      first_documents(*train_data_, config_.train.seq_len, config_.train.steps * config_.train.sequences_per_step);
+  for (const auto& advice : length_advice(lengths, model_.config(), config_.attention.sink, config_.attention.window)) {
+    log_->warn("data.train: " + advice);
+  }
 }
 
 std::string Run::describe_policy() const {
