@@ -3,6 +3,10 @@
 
 #include <ATen/ops/from_blob.h>
 
+#include <algorithm>
+#include <cmath>
+
+#include "common/config/config_visitor.h"
 #include "common/error.h"
 #include "trainer/host_tensor.h"
 
@@ -74,6 +78,12 @@ void GateLearner::update(std::vector<double> gradient, std::vector<double> multi
   std::vector<double> values = {multipliers_.linear, multipliers_.quadratic};
   multipliers_optimizer_.step(values, multiplier_gradient, options_.lr_multipliers * learning_rate_factor);
   multipliers_ = {values[0], values[1]};
+  const auto finite = [](double value) { return std::isfinite(value); };
+  if (!std::ranges::all_of(gates_.log_alpha(), finite) || !std::ranges::all_of(values, finite)) {
+    throw Error("the gates or their multipliers are no longer finite, with optimizer.lr_gates " +
+                show_number(options_.lr_gates) + " and optimizer.lr_multipliers " +
+                show_number(options_.lr_multipliers) + "; lower them and begin in another run.dir");
+  }
 }
 
 TensorMap GateLearner::state() const {

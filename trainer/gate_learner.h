@@ -36,6 +36,7 @@ class GateLearner {
   /// One AdamW step on gates (descent) and multipliers (ascent).
   /// @param scale                 multiplies both gradients (clipping).
   /// @param learning_rate_factor  of the schedule.
+  /// @throws Error naming the learning rates when a value is no longer finite.
   void update(std::vector<double> gradient, std::vector<double> multiplier_gradient, double scale,
               double learning_rate_factor);
 

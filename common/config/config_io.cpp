@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <optional>
@@ -35,7 +36,7 @@ std::string describe(const ConfigNode& node) {
     case Kind::kScalar:
       break;
   }
-  return show_text(node.scalar);
+  return (node.quoted ? "the quoted text " : "") + show_text(node.scalar);
 }
 
 // --- YAML to ConfigNode ----------------------------------------------------------------------------------------------
@@ -153,7 +154,7 @@ ConfigNode parse_yaml(const std::string& text, const std::string& place, bool nu
     TreeBuilder rest(place, numbered);
     if (parser.HandleNextDocument(rest)) fail(place, "more than one YAML document; keep one");
   } catch (const YAML::Exception& error) {
-    fail(builder.where(error.mark), "not valid YAML: " + error.msg);
+    fail(builder.where(error.mark), "not valid YAML: " + error.msg + "; mend this line, or the one before it");
   }
   return std::move(builder.root);
 }
@@ -163,6 +164,7 @@ ConfigNode parse_yaml(const std::string& text, const std::string& place, bool nu
 struct UnknownKey {
   std::string where;
   std::string path;
+  std::string section, name;
 };
 
 class Reader : public ConfigVisitor {
@@ -277,7 +279,7 @@ class Reader : public ConfigVisitor {
     if (frame.node == nullptr) return;
     for (const auto& [name, node] : frame.node->members) {
       if (std::find(frame.known.begin(), frame.known.end(), name) == frame.known.end()) {
-        throw UnknownKey{node.where, frame.prefix + name};
+        throw UnknownKey{node.where, frame.prefix + name, frame.prefix, name};
       }
     }
   }
@@ -287,7 +289,11 @@ class Reader : public ConfigVisitor {
     const char* begin = node.scalar.data();
     const char* end = begin + node.scalar.size();
     const auto [stop, error] = std::from_chars(begin, end, value);
-    if (node.kind != Kind::kScalar || node.quoted || error != std::errc{} || stop != end) return std::nullopt;
+    if (node.kind != Kind::kScalar || node.quoted || stop != end) return std::nullopt;
+    if constexpr (std::is_floating_point_v<T>) {  // 1e-400 is 0, 1e400 is infinite
+      if (error == std::errc::result_out_of_range) return std::strtod(node.scalar.c_str(), nullptr);
+    }
+    if (error != std::errc{}) return std::nullopt;
     return value;
   }
   size_t index_of(const ConfigNode& node, const Key& key, std::span<const std::string_view> names) const {
@@ -328,7 +334,7 @@ ConfigDocument ConfigDocument::parse(const std::string& text, const std::string&
   ConfigDocument document;
   document.name_ = name;
   document.root_ = parse_yaml(text, name, true);
-  if (document.root_.kind == Kind::kNothing) fail(name, "empty: expected key: value lines");
+  if (document.root_.kind == Kind::kNothing) fail(name, "expected key: value lines, found nothing; check the path");
   if (document.root_.kind != Kind::kSection) {
     fail(document.root_.where, "expected key: value lines, found " + describe(document.root_));
   }
@@ -353,7 +359,8 @@ void ConfigDocument::set(const std::string& assignment) {
     if (node->kind == Kind::kNothing) {
       node->kind = is_index ? Kind::kList : Kind::kSection;
     }
-    if (node->kind == Kind::kScalar) fail(place, show_text(path) + ": " + done + " is a value, not a section");
+    if (node->kind == Kind::kScalar)
+      fail(place, show_text(path) + ": " + done + " is a value, expected a section; set " + done + " itself");
     if (node->kind == Kind::kList) {
       if (!is_index || index > node->items.size()) {
         fail(place, show_text(path) + ": " + done + " is a list of " + std::to_string(node->items.size()) +
@@ -381,6 +388,12 @@ void ConfigDocument::read(const VisitConfig& visit) const {
     visit(reader);
     reader.finish();
   } catch (const UnknownKey& unknown) {
+    if (const size_t dot = unknown.name.rfind('.'); dot != std::string::npos) {
+      fail(unknown.where, "key " + show_text(unknown.path) +
+                              " has dots, which stand for sections on the command line only; here write " +
+                              show_text(unknown.name.substr(dot + 1)) + " into the section " +
+                              show_text(unknown.section + unknown.name.substr(0, dot)));
+    }
     fail(unknown.where, explain_unknown_key(unknown.path, visit));
   }
 }

@@ -66,6 +66,27 @@ TEST_CASE("A file's keys and the command line's take effect, the rest keeps its 
   CHECK(config.run.resume == Resume::kAuto);
 }
 
+TEST_CASE("A key with dots in a file, and a quoted number, are named for what they are") {
+  CHECK(error_of(kMinimal + "train.steps: 5\n") ==
+        "t.yaml:" + std::to_string(std::count(kMinimal.begin(), kMinimal.end(), '\n') + 1) +
+            ": key \"train.steps\" has dots, which stand for sections on the command line only; here write \"steps\" "
+            "into "
+            "the section \"train\"");
+  CHECK_THAT(error_of(kMinimal + "gates: {a.b.c: 1}\n"),
+             ContainsSubstring("write \"c\" into the section \"gates.a.b\""));
+  CHECK_THAT(error_of(kMinimal + "eval: {every: '10'}\n"),
+             ContainsSubstring("eval.every: expected an integer from 0 to 1073741824, found the quoted text \"10\""));
+  CHECK_THAT(error_of(kMinimal + "sparsity: {linear_term: \"true\"}\n"),
+             ContainsSubstring("found the quoted text \"true\""));
+}
+
+TEST_CASE("Numbers nearer to 0 than a double are 0, those beyond are no numbers") {
+  CHECK(parse(kMinimal, {"optimizer.lr_gates=1e-400"}).optimizer.lr_gates == 0);
+  CHECK_THAT(error_set("optimizer.eps=1e-400"), ContainsSubstring("expected a number above 0, found"));
+  CHECK_THAT(error_set("optimizer.lr_gates=1e400"),
+             ContainsSubstring("expected a number of at least 0, found \"1e400\""));
+}
+
 TEST_CASE("The reference preset sets the published recipe under the file's own keys") {
   const TrainConfig standard = parse(kMinimal);
   CHECK(standard.optimizer.gates_weight_decay == 0);
@@ -224,8 +245,8 @@ TEST_CASE("Rules between keys are checked and point at a key") {
 }
 
 TEST_CASE("What is not a plain YAML document is refused") {
-  CHECK(error_of("") == "t.yaml: empty: expected key: value lines");
-  CHECK(error_of("# nothing\n---\n") == "t.yaml: empty: expected key: value lines");
+  CHECK(error_of("") == "t.yaml: expected key: value lines, found nothing; check the path");
+  CHECK(error_of("# nothing\n---\n") == "t.yaml: expected key: value lines, found nothing; check the path");
   CHECK(error_of("just text\n") == "t.yaml:1: expected key: value lines, found \"just text\"");
   CHECK(error_of("- a\n") == "t.yaml:1: expected key: value lines, found a list");
   CHECK(error_of("model:\n\tpath: x\n") == "t.yaml:2: a tab in the indentation; use spaces");
@@ -260,7 +281,8 @@ TEST_CASE("Command-line changes that make no sense are refused") {
   CHECK(error_set("train.steps") == "command line: expected key=value, found \"train.steps\"");
   CHECK(error_set("=3") == "command line: expected key=value, found \"=3\"");
   CHECK(error_set("train..steps=3") == "command line: expected a key like train.steps, found \"train..steps\"");
-  CHECK(error_set("model.path.x=3") == "command line: \"model.path.x\": model.path is a value, not a section");
+  CHECK(error_set("model.path.x=3") ==
+        "command line: \"model.path.x\": model.path is a value, expected a section; set model.path itself");
   CHECK(error_set("data.train.2.path=x") ==
         "command line: \"data.train.2.path\": data.train is a list of 1; expected a number up to that, found \"2\"");
   CHECK(error_set("data.train.path=x") ==

@@ -42,7 +42,7 @@ std::vector<fs::path> find_files(const fs::path& path, const std::string& extens
     }
     files.push_back(entry.path());
   }
-  if (error) throw Error(path.string() + ": cannot list the folder: " + error.message());
+  if (error) throw Error(path.string() + ": cannot list the folder: " + error.message() + "; check its permissions");
   if (files.empty())
     throw Error(path.string() + ": *" + extension +
                 " files expected in this folder, none found; check the data's path and type");
@@ -57,7 +57,8 @@ class FlatFiles final : public Block {
     check_seq_len(seq_len);
     if (options.end_token >= options.vocab_size) {
       throw Error(options.path.string() + ": end_token " + std::to_string(options.end_token) +
-                  ": a token of the model's expected, below " + std::to_string(options.vocab_size));
+                  ": a token of the model's expected, below " + std::to_string(options.vocab_size) +
+                  "; set it to the token that ends documents, or to -1");
     }
     for (const fs::path& path : find_files(options.path, options.type ? ".bin" : ".npy")) {
       IntegerFile file = options.type ? IntegerFile::open_raw(path, *options.type) : IntegerFile::open_npy(path);
@@ -68,7 +69,7 @@ class FlatFiles final : public Block {
       files_.push_back({std::move(file), pieces_, piece_tokens});
       pieces_ += pieces;
     }
-    if (pieces_ == 0) throw Error(options.path.string() + ": no tokens");
+    if (pieces_ == 0) throw Error(options.path.string() + ": tokens expected, none found; give files that have some");
   }
 
   int64_t pieces() const override { return pieces_; }

@@ -68,7 +68,7 @@ JsonFile::JsonFile(const std::filesystem::path& path) : path_(path) {
   if (!std::filesystem::is_regular_file(path, ignored)) fail(path, "no such file");
   std::ifstream file(path, std::ios::binary);
   content_.assign(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
-  if (!file) fail(path, "cannot read");
+  if (!file) throw Error(path.string() + ": cannot be read; check its permissions");
   document_ =
       std::make_unique<Document>(Document{parse_json_object(content_, path.string(), "; write the data again")});
 }

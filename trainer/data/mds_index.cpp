@@ -133,8 +133,8 @@ class IndexReader {
     }
     if (encoding->bytes) {
       if (!bytes_type_) {
-        fail(index_,
-             at + ": column " + name + " holds bytes: say of which type with dtype: uint16, uint32, int32 or int64");
+        fail(index_, at + ": column " + name +
+                         " holds bytes, whose type is not known; say it with dtype: uint16, uint32, int32 or int64");
       }
       encoding->type = bytes_type_;
     }

@@ -196,12 +196,14 @@ class Shard final : public Block {
     }
     const Array tokens = read_array(sample, columns.tokens_encoding, tokens_cell);
     if (tokens.shape.size() != 1) {
-      fail_sample(sample, "1-D array of tokens expected, " + std::to_string(tokens.shape.size()) + "-D found");
+      fail_sample(sample, "1-D array of tokens expected, " + std::to_string(tokens.shape.size()) +
+                              "-D found; write the shards with one list of tokens a sample");
     }
     if (!columns.spans) return add_document(tokens, 0, tokens.shape[0]);
     const Array spans = read_array(sample, columns.spans_encoding, spans_cell);
     const bool pairs = spans.shape.size() == 2 && spans.shape[1] == 2;
-    if (!pairs) fail_sample(sample, "indices: array of [start, end) rows expected, another shape found");
+    if (!pairs)
+      fail_sample(sample, "indices: array of [start, end) rows expected, another shape found; write the shards again");
     int64_t before = 0;
     for (int64_t i = 0; i < spans.shape[0]; ++i) {
       const std::byte* const row = spans.values.data() + 2 * i * bytes_of(spans.type);
@@ -209,7 +211,7 @@ class Shard final : public Block {
       if (begin < before || end < begin || end > tokens.shape[0]) {
         fail_sample(sample, "indices: document " + std::to_string(i) + " goes from token " + std::to_string(begin) +
                                 " to " + std::to_string(end) + ", expected from " + std::to_string(before) +
-                                " or later to at most " + std::to_string(tokens.shape[0]));
+                                " or later to at most " + std::to_string(tokens.shape[0]) + "; write the shards again");
       }
       add_document(tokens, begin, end);
       before = end;
@@ -245,7 +247,8 @@ class Shard final : public Block {
       const auto layout = std::to_integer<size_t>(take(1)[0]);
       const size_t dimensions = layout >> 2, length_bytes = size_t{1} << (layout & 3);
       if (dimensions < 1 || dimensions > 2) {
-        fail_sample(sample, "array of 1 or 2 dimensions expected, " + std::to_string(dimensions) + " found");
+        fail_sample(sample, "array of 1 or 2 dimensions expected, " + std::to_string(dimensions) +
+                                " found; write the shards again");
       }
       for (size_t i = 0; i < dimensions; ++i) {
         uint64_t length = 0;
@@ -277,7 +280,7 @@ class Shard final : public Block {
         return IntegerType::kInt64;
       default:
         fail_sample(sample, "an array of uint16, int32, uint32, int64 or uint64 expected, dtype code " +
-                                std::to_string(std::to_integer<int>(code)) + " found");
+                                std::to_string(std::to_integer<int>(code)) + " found; write the shards again");
     }
   }
 

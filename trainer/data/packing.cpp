@@ -118,7 +118,7 @@ class Packer final : public Source {
       const int64_t place = std::ssize(epoch.starts) - 1;
       if (place == corpus_->blocks()) {
         epoch_tokens_ = epoch.starts.back();
-        if (epoch_tokens_ == 0) throw Error(corpus_->name() + ": no tokens");
+        if (epoch_tokens_ == 0) throw Error(corpus_->name() + ": tokens expected, none found; give data that has some");
         return nullptr;
       }
       epoch.starts.push_back(epoch.starts.back() + tokens_of(static_cast<int64_t>(epoch.order(place))));

@@ -120,7 +120,7 @@ class Recall final : public Source {
       throw ConfigError("recall: seq_len " + std::to_string(options_.seq_len) + " is too short for " +
                         std::to_string(task.statements()) + " statements and " + std::to_string(task.questions()) +
                         " questions of task " + task.name() + ", which take up to " + std::to_string(needed) +
-                        " tokens");
+                        " tokens; raise it, or ask for fewer");
     }
   }
 

@@ -60,7 +60,7 @@ RecallKind::RecallKind(const RecallKit& kit, const std::string& name, int64_t st
     values_per_name_ = kValuesPerName;
     if (statements < kValuesPerName) {
       throw ConfigError("recall: task multi_values needs at least " + std::to_string(kValuesPerName) + " statements, " +
-                        std::to_string(statements) + " found");
+                        std::to_string(statements) + " found; raise statements");
     }
     names_ = statements / kValuesPerName;
     statements_ = names_ * kValuesPerName;
@@ -75,7 +75,7 @@ RecallKind::RecallKind(const RecallKit& kit, const std::string& name, int64_t st
       throw ConfigError("recall: task labels with " + std::to_string(statements) + " statements and " +
                         std::to_string(questions) + " questions: 2 to " +
                         std::to_string(names_ * count_of(kit.adjectives())) +
-                        " of both together expected, as the kit has adjectives for");
+                        " of both together expected, as the kit has adjectives for; change statements or questions");
     }
   } else {
     throw ConfigError("recall: task \"" + name +
@@ -86,7 +86,8 @@ RecallKind::RecallKind(const RecallKit& kit, const std::string& name, int64_t st
   const int64_t available = std::min(names_available * (values_needed / names_), count_of(*values_));
   if (values_needed > available) {
     throw ConfigError("recall: " + std::to_string(statements_) + " statements of task " + name +
-                      " wanted, the kit has names and values for " + std::to_string(available));
+                      " wanted, the kit has names and values for " + std::to_string(available) +
+                      "; ask for fewer, or prepare a larger kit");
   }
 }
 
