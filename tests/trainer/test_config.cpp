@@ -171,7 +171,7 @@ TEST_CASE("Integers are plain integers in range") {
     CHECK(error_set("train.steps=" + text) == "command line" + expected + '"' + text + '"');
   }
   CHECK(error_set("train.steps= 5") == "command line" + expected + "\" 5\"");
-  CHECK(error_with("train: {steps: \"5\"}\n") == "t.yaml:6" + expected + "\"5\"");
+  CHECK(error_with("train: {steps: \"5\"}\n") == "t.yaml:6" + expected + "the quoted text \"5\"");
   CHECK(error_with("train:\n  steps:\n") == "t.yaml:7" + expected + "nothing");
   CHECK(error_with("train:\n  steps:\n    - 5\n") == "t.yaml:7" + expected + "a list");
   CHECK(error_with("train:\n  steps: {a: 5}\n") == "t.yaml:7" + expected + "a section");
@@ -180,7 +180,7 @@ TEST_CASE("Integers are plain integers in range") {
 TEST_CASE("Numbers are finite and in range") {
   for (const std::string text : {"1.01", "-0.1", "nan", ".nan", "inf", "-.inf", "1e999", "0,5", "70%"}) {
     CHECK(error_with("sparsity:\n  end: \"" + text + "\"\n") ==
-          "t.yaml:7: sparsity.end: expected a number in [0, 1], found \"" + text + "\"");
+          "t.yaml:7: sparsity.end: expected a number in [0, 1], found the quoted text \"" + text + "\"");
     CHECK(error_set("sparsity.end=" + text) ==
           "command line: sparsity.end: expected a number in [0, 1], found \"" + text + "\"");
   }
@@ -195,7 +195,7 @@ TEST_CASE("Booleans, names, texts, lists and sections have their own forms") {
   CHECK(error_with("sparsity: {linear_term: yes}\n") ==
         "t.yaml:6: sparsity.linear_term: expected true or false, found \"yes\"");
   CHECK(error_with("sparsity: {linear_term: \"true\"}\n") ==
-        "t.yaml:6: sparsity.linear_term: expected true or false, found \"true\"");
+        "t.yaml:6: sparsity.linear_term: expected true or false, found the quoted text \"true\"");
   CHECK(error_with("train: {mode: mask}\n") == "t.yaml:6: train.mode: expected masks, weights or both, found \"mask\"");
   CHECK(error_with("gates: {pattern: [a]}\n") == "t.yaml:6: gates.pattern: expected a text, found a list");
   CHECK(error_with("sparsity: 3\n") ==

@@ -149,7 +149,7 @@ TEST_CASE("bad flat files are refused by file and reason") {
   write_i64(folder.path() / "n.npy", {5, -1});
   CHECK_THROWS_WITH(open(folder.path() / "n.npy", {})->sequence(0), ContainsSubstring("n.npy: token -1 at position 1"));
   write_i64(folder.path() / "n.npy", {});
-  CHECK_THROWS_WITH(open(folder.path(), {}), ContainsSubstring("no tokens"));
+  CHECK_THROWS_WITH(open(folder.path(), {}), ContainsSubstring("tokens expected, none found"));
   CHECK_THROWS_WITH(open_flat_files({path, IntegerType::kUint16, -1, 100}, 0, 3), ContainsSubstring("seq_len: 1 to"));
 }
 

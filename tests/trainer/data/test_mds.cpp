@@ -281,7 +281,7 @@ TEST_CASE("an index that lies is refused") {
   fs::remove(nested.path() / "index.json");
   CHECK_THROWS_WITH(nested.read(), ContainsSubstring("set: no index.json"));
   const Copy bytes("bytes");
-  CHECK_THROWS_WITH(bytes.read(), ContainsSubstring("column tokens holds bytes: say of which type with dtype"));
+  CHECK_THROWS_WITH(bytes.read(), ContainsSubstring("column tokens holds bytes, whose type is not known; say it with dtype"));
 }
 
 TEST_CASE("the fingerprint is that of index, type, length and seed") {

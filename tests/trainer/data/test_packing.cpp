@@ -225,7 +225,7 @@ TEST_CASE("a corpus without tokens is refused, as are sequences and lengths out 
   const auto pack = [](std::vector<std::vector<int64_t>> pieces, int64_t seq_len) {
     return pack_corpus(std::make_unique<Counting>(std::move(pieces), 0), seq_len, 1);
   };
-  CHECK_THROWS_WITH(pack({{}, {0, 0}}, 4)->sequence(0), ContainsSubstring("counting: no tokens"));
+  CHECK_THROWS_WITH(pack({{}, {0, 0}}, 4)->sequence(0), ContainsSubstring("counting: tokens expected, none found"));
   CHECK_THROWS_WITH(pack({{5}}, 4)->sequence(-1), ContainsSubstring("out of range"));
   const int64_t last = std::numeric_limits<int64_t>::max() / 2 / 4 - 1;
   CHECK_THROWS_WITH(pack({{5}}, 4)->sequence(last + 1), ContainsSubstring("out of range"));
