@@ -6,7 +6,7 @@
 #include <sstream>
 
 #include "common/error.h"
-#include "common/json_text.h"
+#include "common/json_value.h"
 #include "model/pattern_io.h"
 
 namespace prulong {
@@ -17,97 +17,29 @@ namespace fs = std::filesystem;
 
 constexpr const char* kFormat = "prulong-pattern";
 constexpr int64_t kVersion = 1;
-constexpr size_t kMaxQuoted = 80;  // of a bad key, in a message
 constexpr const char* kAdvice = "; copy the file again";
 
-std::string shortened(std::string text, size_t limit) {
-  if (text.size() > limit) text = text.substr(0, limit) + "...";
-  return text;
+/// The values of a layers x kv_heads matrix, row by row; `read` refuses a bad one by returning false.
+template <typename T, typename Read>
+std::vector<T> matrix_of(const JsonValue& matrix, const ModelShape& model, const std::string& expected, Read read) {
+  const auto rows = matrix.list();
+  if (static_cast<int64_t>(rows.size()) != model.layers) {
+    matrix.refuse("expected " + std::to_string(model.layers) + " rows (layers) of " + std::to_string(model.kv_heads));
+  }
+  std::vector<T> values;
+  for (const JsonValue& row : rows) {
+    const auto entries = row.list();
+    if (static_cast<int64_t>(entries.size()) != model.kv_heads) {
+      row.refuse("expected " + std::to_string(model.kv_heads) + " values (KV heads)");
+    }
+    for (const JsonValue& entry : entries) {
+      T value{};
+      if (!read(entry.raw(), value)) entry.refuse("expected " + expected);
+      values.push_back(value);
+    }
+  }
+  return values;
 }
-
-/// Reads the values of one object of a pattern file; every refusal names file and key.
-class Fields {
- public:
-  Fields(const fs::path& file, std::string prefix, const json& object, const std::vector<std::string>& keys,
-         bool others_allowed = false)
-      : file_(file), prefix_(std::move(prefix)), object_(object) {
-    for (const auto& [key, value] : object.items()) {
-      if (!others_allowed && std::find(keys.begin(), keys.end(), key) == keys.end()) {
-        throw Error(file_.string() + ": unknown key " + shortened(prefix_ + key, kMaxQuoted));
-      }
-    }
-    for (const std::string& key : keys) {
-      if (!object.contains(key)) throw Error(file_.string() + ": key " + prefix_ + key + " is missing");
-    }
-  }
-
-  int64_t integer(const std::string& key, int64_t minimum) const {
-    const json& value = object_.at(key);
-    const bool fits = value.is_number_unsigned() ? value.get<uint64_t>() <= INT64_MAX : value.is_number_integer();
-    if (!fits || value.get<int64_t>() < minimum) {
-      refuse(key, "an integer of at least " + std::to_string(minimum), value);
-    }
-    return value.get<int64_t>();
-  }
-
-  double number(const std::string& key, double minimum, double maximum) const {
-    const json& value = object_.at(key);
-    if (!value.is_number() || !(value.get<double>() >= minimum && value.get<double>() <= maximum)) {
-      std::ostringstream range;
-      range << "a number from " << minimum << " to " << maximum;
-      refuse(key, range.str(), value);
-    }
-    return value.get<double>();
-  }
-
-  std::string text(const std::string& key) const {
-    const json& value = object_.at(key);
-    if (!value.is_string() || value.get_ref<const std::string&>().empty())
-      refuse(key, "a text that is not empty", value);
-    return value.get<std::string>();
-  }
-
-  const json& object(const std::string& key) const {
-    const json& value = object_.at(key);
-    if (!value.is_object()) refuse(key, "an object", value);
-    return value;
-  }
-
-  /// The values of a layers x kv_heads matrix, row by row; `read` refuses a bad one by returning false.
-  template <typename T, typename Read>
-  std::vector<T> matrix(const std::string& key, const ModelShape& model, const std::string& expected, Read read) const {
-    const json& rows = object_.at(key);
-    const std::string size = std::to_string(model.layers) + " rows (layers) of " + std::to_string(model.kv_heads);
-    if (!rows.is_array()) refuse(key, size, rows);
-    if (static_cast<int64_t>(rows.size()) != model.layers) {
-      throw Error(file_.string() + ": key " + prefix_ + key + ": expected " + size + ", found " +
-                  std::to_string(rows.size()) + " rows");
-    }
-    std::vector<T> values;
-    for (size_t layer = 0; layer < rows.size(); ++layer) {
-      const std::string row_key = key + "[" + std::to_string(layer) + "]";
-      const json& row = rows[layer];
-      if (!row.is_array() || static_cast<int64_t>(row.size()) != model.kv_heads) {
-        refuse(row_key, std::to_string(model.kv_heads) + " values (KV heads)", row);
-      }
-      for (size_t head = 0; head < row.size(); ++head) {
-        T value{};
-        if (!read(row[head], value)) refuse(row_key + "[" + std::to_string(head) + "]", expected, row[head]);
-        values.push_back(value);
-      }
-    }
-    return values;
-  }
-
-  [[noreturn]] void refuse(const std::string& key, const std::string& expected, const json& found) const {
-    throw Error(file_.string() + ": key " + prefix_ + key + ": expected " + expected + ", found " + shown(found));
-  }
-
- private:
-  const fs::path& file_;
-  std::string prefix_;
-  const json& object_;
-};
 
 bool read_score(const json& value, double& score) {
   if (!value.is_number()) return false;
@@ -159,36 +91,36 @@ std::string pattern_to_json(const Pattern& pattern) {
 }
 
 Pattern pattern_from_json(const fs::path& file, const std::string& text) {
-  const json root = parse_json_object(text, file.string(), kAdvice);
-  if (!root.contains("format") || root["format"] != kFormat) {
-    throw Error(file.string() + ": not a pattern file: no \"format\": \"" + kFormat + "\"");
+  const JsonValue root = JsonValue::parse(text, file.string(), kAdvice);
+  if (root.at("format").raw() != kFormat) {
+    throw Error(file.string() + ": not a pattern file: no \"format\": \"" + kFormat + "\"" + kAdvice);
   }
-  if (!root.contains("version") || root["version"] != kVersion || !root["version"].is_number_integer()) {
-    throw Error(file.string() + ": key version: this program reads version " + std::to_string(kVersion) + ", found " +
-                (root.contains("version") ? shown(root["version"]) : "none"));
+  const JsonValue version = root.at("version");
+  if (version.raw() != kVersion || !version.raw().is_number_integer()) {
+    version.refuse("this program reads version " + std::to_string(kVersion));
   }
-  const Fields fields(file, "", root,
-                      {"format", "version", "model", "sink", "window", "sparsity", "mask", "scores", "provenance"});
-  const Fields shape(file, "model.", fields.object("model"), {"type", "layers", "kv_heads", "query_heads", "head_dim"});
+  root.refuse_others({"format", "version", "model", "sink", "window", "sparsity", "mask", "scores", "provenance"});
+  const JsonValue shape = root.at("model");
+  shape.refuse_others({"type", "layers", "kv_heads", "query_heads", "head_dim"});
   Pattern pattern;
-  pattern.model = {shape.text("type"), shape.integer("layers", 1), shape.integer("kv_heads", 1),
-                   shape.integer("query_heads", 1), shape.integer("head_dim", 1)};
-  pattern.sink = fields.integer("sink", 0);
-  pattern.window = fields.integer("window", 1);
-  pattern.sparsity = fields.number("sparsity", 0, 1);
-  pattern.mask = fields.matrix<uint8_t>("mask", pattern.model, "0 or 1", read_role);
-  pattern.scores = fields.matrix<double>("scores", pattern.model, "a finite number", read_score);
-  for (const auto& [key, value] : fields.object("provenance").items()) {
-    if (!value.is_string()) fields.refuse("provenance." + shortened(key, kMaxQuoted), "a text", value);
-    pattern.provenance[key] = value.get<std::string>();
+  pattern.model = {shape.at("type").text(), shape.at("layers").integer(1), shape.at("kv_heads").integer(1),
+                   shape.at("query_heads").integer(1), shape.at("head_dim").integer(1)};
+  if (pattern.model.type.empty()) shape.at("type").refuse("expected a text that is not empty");
+  pattern.sink = root.at("sink").integer(0);
+  pattern.window = root.at("window").integer(1);
+  pattern.sparsity = root.at("sparsity").number(0, 1);
+  pattern.mask = matrix_of<uint8_t>(root.at("mask"), pattern.model, "0 or 1", read_role);
+  pattern.scores = matrix_of<double>(root.at("scores"), pattern.model, "a finite number", read_score);
+  for (const auto& [key, value] : root.at("provenance").members()) {
+    if (!value.raw().is_string()) value.refuse("expected a text");
+    pattern.provenance[key] = value.raw().get<std::string>();
   }
   pattern.check(file.string());
   return pattern;
 }
 
 int64_t integer_of_json(const fs::path& file, const std::string& text, const std::string& key, int64_t minimum) {
-  const json root = parse_json_object(text, file.string(), kAdvice);
-  return Fields(file, "", root, {key}, true).integer(key, minimum);
+  return JsonValue::parse(text, file.string(), kAdvice).at(key).integer(minimum);
 }
 
 }  // namespace prulong

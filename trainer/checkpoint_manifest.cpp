@@ -9,6 +9,7 @@
 #include "common/error.h"
 #include "common/hash.h"
 #include "common/json_text.h"
+#include "common/json_value.h"
 #include "common/mapped_file.h"
 
 namespace prulong {
@@ -55,12 +56,6 @@ Manifest read_manifest(const fs::path& path) {
   return {root["bytes"].get<uint64_t>(), root[kChecksum].get<std::string>()};
 }
 
-int64_t count_of(const json& head, const char* key) {
-  const json& value = head.at(key);
-  if (!value.is_number_integer() || value.get<int64_t>() < 0) throw std::invalid_argument(key);
-  return value.get<int64_t>();
-}
-
 }  // namespace
 
 void write_manifest(const fs::path& data, int64_t step, uint64_t hash) {
@@ -99,9 +94,12 @@ std::map<std::string, std::string> to_metadata(const StateHead& head) {
 
 StateHead head_of(const std::map<std::string, std::string>& metadata, const fs::path& file) {
   try {
-    const auto head = parse_json_object(metadata.at(kStateKey), file.string(), "");
-    return {count_of(head, "step"), count_of(head, "sequences"),
-            head.at("identity").get<std::map<std::string, std::string>>()};
+    const JsonValue head = JsonValue::parse(metadata.at(kStateKey), file.string(), "");
+    StateHead result{head.at("step").integer(0), head.at("sequences").integer(0), {}};
+    for (const auto& [key, value] : head.at("identity").members()) {
+      result.identity[key] = value.raw().get<std::string>();  // paths of models may hold anything
+    }
+    return result;
   } catch (const std::exception&) {
     throw Error(file.string() + ": expected a training state in its metadata, found " +
                 (metadata.contains(kStateKey) ? "something else" : "none") +

@@ -162,11 +162,11 @@ TEST_CASE("model config: what would change the mathematics is refused by name") 
        {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"}) {
     for (const json& value :
          {json(0), json(-1), json(1.5), json("8"), json(true), json(3000000000), json(json::array())}) {
-      refused({{key, value}}, std::string("\"") + key + "\" is " + value.dump() + "; expected a whole number");
+      refused({{key, value}}, std::string("\"") + key + "\" is " + value.dump() + "; expected an integer");
     }
-    refused({{key, nullptr}}, std::string("\"") + key + "\" is null; expected a whole number");
+    refused({{key, nullptr}}, std::string("\"") + key + "\" is null; expected an integer");
   }
-  refused({{"num_hidden_layers", 2000000000}}, R"("num_hidden_layers" is 2000000000; expected a whole number)");
+  refused({{"num_hidden_layers", 2000000000}}, R"("num_hidden_layers" is 2000000000; expected an integer)");
   refused({{"rms_norm_eps", 0}}, R"("rms_norm_eps" is 0; expected a positive number)");
   refused({{"rms_norm_eps", "1e-6"}}, R"("rms_norm_eps" is "1e-6")");
   refused({{"tie_word_embeddings", 1}}, R"("tie_word_embeddings" is 1; expected true or false)");
@@ -229,7 +229,7 @@ TEST_CASE("model config: numbers that only Python writes may stand where this mo
   CHECK_THROWS_WITH(read_model_config(write("\"rope_theta\": NaN")),
                     ContainsSubstring("\"rope_theta\" is NaN; expected"));
   CHECK_THROWS_WITH(read_model_config(write("\"head_dim\": Infinity")), ContainsSubstring("\"head_dim\" is Infinity"));
-  CHECK_THROWS_WITH(read_model_config(write("\"hidden_act\": NaN")), ContainsSubstring("expected text"));
+  CHECK_THROWS_WITH(read_model_config(write("\"hidden_act\": NaN")), ContainsSubstring("expected a text"));
   CHECK_THROWS_WITH(read_model_config(write("\"rope_scaling\": {\"factor\": Infinity, \"type\": \"linear\"}")),
                     ContainsSubstring("\"rope_scaling.factor\" is Infinity"));
 }

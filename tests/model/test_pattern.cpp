@@ -176,40 +176,40 @@ TEST_CASE("a bad pattern file is refused by file and key") {
     const char *from, *to, *message;
   };
   const Case cases[] = {
-      {"\"sink\": 4", "\"sinks\": 4", "unknown key sinks"},
-      {"\"sink\": 4,", "", "key sink is missing"},
+      {"\"sink\": 4", "\"sinks\": 4", "unknown key \"sinks\""},
+      {"\"sink\": 4,", "", "\"sink\" is missing; expected an integer of at least 0"},
       {"\"sink\": 4", "\"sink\": 4, \"sink\": 5", "key \"sink\" stands there twice"},
-      {"\"sink\": 4", "\"sink\": -1", "key sink: expected an integer of at least 0, found -1"},
-      {"\"sink\": 4", "\"sink\": 4.0", "key sink: expected an integer"},
-      {"\"sink\": 4", "\"sink\": true", "key sink: expected an integer"},
-      {"\"sink\": 4", "\"sink\": 18446744073709551615", "key sink: expected an integer"},
-      {"\"sink\": 4", "\"sink\": \"4\"", "key sink: expected an integer of at least 0, found \"4\""},
-      {"\"window\": 32", "\"window\": 0", "key window: expected an integer of at least 1, found 0"},
-      {"0.5", "1.5", "key sparsity: expected a number from 0 to 1, found 1.5"},
-      {"0.5", "null", "key sparsity"},
-      {"0.5", "NaN", "key sparsity: expected a number from 0 to 1, found NaN"},
-      {"3e2", "-Infinity", "key scores[1][1]: expected a finite number, found -Infinity"},
-      {"\"7\"", "NaN", "key provenance.seed: expected a text, found NaN"},
+      {"\"sink\": 4", "\"sink\": -1", "\"sink\" is -1; expected an integer of at least 0"},
+      {"\"sink\": 4", "\"sink\": 4.0", "; expected an integer"},
+      {"\"sink\": 4", "\"sink\": true", "; expected an integer"},
+      {"\"sink\": 4", "\"sink\": 18446744073709551615", "; expected an integer"},
+      {"\"sink\": 4", "\"sink\": \"4\"", "\"sink\" is \"4\"; expected an integer of at least 0"},
+      {"\"window\": 32", "\"window\": 0", "\"window\" is 0; expected an integer of at least 1"},
+      {"0.5", "1.5", "\"sparsity\" is 1.5; expected a number from 0 to 1"},
+      {"0.5", "null", "\"sparsity\" is "},
+      {"0.5", "NaN", "\"sparsity\" is NaN; expected a number from 0 to 1"},
+      {"3e2", "-Infinity", "\"scores[1][1]\" is -Infinity; expected a finite number"},
+      {"\"7\"", "NaN", "\"provenance.seed\" is NaN; expected a text"},
       {"0.5", "1e999", "not valid JSON"},
-      {"\"version\": 1", "\"version\": 2", "reads version 1, found 2"},
-      {"\"version\": 1", "\"version\": true", "key version"},
-      {"\"version\": 1", "\"version\": 1.0", "key version"},
+      {"\"version\": 1", "\"version\": 2", "\"version\" is 2; this program reads version 1"},
+      {"\"version\": 1", "\"version\": true", "\"version\" is "},
+      {"\"version\": 1", "\"version\": 1.0", "\"version\" is "},
       {"prulong-pattern", "other", "not a pattern file"},
-      {"\"type\": \"llama\"", "\"type\": \"\"", "key model.type"},
-      {"\"head_dim\": 8", "\"head_dim\": 8, \"rope\": 1", "unknown key model.rope"},
-      {"\"layers\": 2", "\"layers\": 3", "key mask: expected 3 rows (layers) of 2, found 2 rows"},
-      {"\"layers\": 2", "\"layers\": 4611686018427387904", "key mask: expected 4611686018427387904 rows"},
+      {"\"type\": \"llama\"", "\"type\": \"\"", "\"model.type\" is "},
+      {"\"head_dim\": 8", "\"head_dim\": 8, \"rope\": 1", "unknown key \"model.rope\""},
+      {"\"layers\": 2", "\"layers\": 3", "; expected 3 rows (layers) of 2"},
+      {"\"layers\": 2", "\"layers\": 4611686018427387904", "; expected 4611686018427387904 rows"},
       {"\"query_heads\": 4", "\"query_heads\": 3", "query_heads 3 is not a multiple of kv_heads 2"},
-      {"[1, 0]", "[1, 0, 1]", "key mask[0]: expected 2 values (KV heads), found [1,0,1]"},
-      {"[1, 0]", "[1, 2]", "key mask[0][1]: expected 0 or 1, found 2"},
-      {"[1, 0]", "[1, false]", "key mask[0][1]: expected 0 or 1, found false"},
-      {"[1, 0]", "[1, 0.0]", "key mask[0][1]: expected 0 or 1, found 0.0"},
-      {"[1, 0]", "7", "key mask[0]"},
-      {"[2.5, -1]", "[2.5]", "key scores[0]: expected 2 values"},
-      {"[2.5, -1]", "[2.5, \"x\"]", "key scores[0][1]: expected a finite number, found \"x\""},
-      {"[2.5, -1]", "[2.5, null]", "key scores[0][1]"},
-      {"{\"seed\": \"7\"}", "[]", "key provenance: expected an object"},
-      {"\"7\"", "7", "key provenance.seed: expected a text, found 7"},
+      {"[1, 0]", "[1, 0, 1]", "\"mask[0]\" is [1,0,1]; expected 2 values (KV heads)"},
+      {"[1, 0]", "[1, 2]", "\"mask[0][1]\" is 2; expected 0 or 1"},
+      {"[1, 0]", "[1, false]", "\"mask[0][1]\" is false; expected 0 or 1"},
+      {"[1, 0]", "[1, 0.0]", "\"mask[0][1]\" is 0.0; expected 0 or 1"},
+      {"[1, 0]", "7", "\"mask[0]\" is "},
+      {"[2.5, -1]", "[2.5]", "; expected 2 values"},
+      {"[2.5, -1]", "[2.5, \"x\"]", "\"scores[0][1]\" is \"x\"; expected a finite number"},
+      {"[2.5, -1]", "[2.5, null]", "\"scores[0][1]\" is "},
+      {"{\"seed\": \"7\"}", "[]", "; expected an object"},
+      {"\"7\"", "7", "\"provenance.seed\" is 7; expected a text"},
       {"\"7\"", "\"\xff\"", "not valid JSON"},
       {"[1, 0]", "[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]", "nested deeper"},
   };
@@ -285,9 +285,9 @@ TEST_CASE("a DuoAttention folder is imported with its scores and sizes") {
   CHECK_THROWS_WITH(import_head_table(scratch / "duo", shape(4, 2)),
                     ContainsSubstring("2 rows of 2, but the model has 4 layers of 2 KV heads"));
   write_text(scratch / "duo/config.json", R"({"sink_size": 128})");
-  CHECK_THROWS_WITH(import_head_table(scratch / "duo", shape(2, 2)), ContainsSubstring("key recent_size is missing"));
+  CHECK_THROWS_WITH(import_head_table(scratch / "duo", shape(2, 2)), ContainsSubstring("\"recent_size\" is missing"));
   write_text(scratch / "duo/config.json", R"({"sink_size": 128, "recent_size": "256"})");
-  CHECK_THROWS_WITH(import_head_table(scratch / "duo", shape(2, 2)), ContainsSubstring("key recent_size: expected"));
+  CHECK_THROWS_WITH(import_head_table(scratch / "duo", shape(2, 2)), ContainsSubstring("\"recent_size\" is \"256\"; expected"));
   write_text(scratch / "duo/config.json", "[]");
   CHECK_THROWS_WITH(import_head_table(scratch / "duo", shape(2, 2)), ContainsSubstring("expected a JSON object"));
   fs::remove(scratch / "duo/config.json");
@@ -346,7 +346,7 @@ TEST_CASE("what is no JSON but Python's is read in another tool's file, not wher
   CHECK(import_head_table(scratch / "duo", shape(1, 2)).window == 8);
   write_text(scratch / "duo/config.json", R"({"sink_size": NaN, "recent_size": 8})");
   CHECK_THROWS_WITH(import_head_table(scratch / "duo", shape(1, 2)),
-                    ContainsSubstring("key sink_size: expected an integer of at least 0, found NaN"));
+                    ContainsSubstring("\"sink_size\" is NaN; expected an integer of at least 0"));
 }
 
 TEST_CASE("a pattern is rounded anew, unless its scores are a mask") {

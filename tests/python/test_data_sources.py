@@ -48,7 +48,7 @@ def test_a_mixture_of_every_type_goes_on_from_one_integer(train, data, tmp_path)
     (lambda mds: (mds / "shard.00000.mds").write_bytes((mds / "shard.00000.mds").read_bytes()[:-1]),
      "bytes expected by index.json"),
     (lambda mds: (mds / "shard.00000.mds").unlink(), "shard.00000.mds: cannot open"),
-    (lambda mds: (mds / "index.json").write_text("{}"), "index.json: /version is missing"),
+    (lambda mds: (mds / "index.json").write_text("{}"), 'index.json: "version" is missing'),
 ])
 def test_damaged_shards_end_a_run_in_one_line(train, data, tmp_path, damage, message):  # noqa: F811
     copy = tmp_path / "mds"

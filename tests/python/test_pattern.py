@@ -207,33 +207,33 @@ def test_a_saved_pattern_reads_back_exactly(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"sink": 4', '"sinks": 4', "unknown key sinks"),
-        ('"sink": 4, ', "", "key sink is missing"),
+        ('"sink": 4', '"sinks": 4', 'unknown key "sinks"'),
+        ('"sink": 4, ', "", '"sink" is missing; expected an integer of at least 0'),
         ('"sink": 4', '"sink": 4, "sink": 5', 'key "sink" stands there twice'),
-        ('"sink": 4', '"sink": -1', "key sink: expected an integer of at least 0, found -1"),
-        ('"sink": 4', '"sink": 4.0', "key sink: expected an integer"),
-        ('"sink": 4', '"sink": true', "key sink: expected an integer"),
-        ('"sink": 4', '"sink": 18446744073709551615', "key sink: expected an integer"),
-        ('"window": 32', '"window": 0', "key window: expected an integer of at least 1, found 0"),
-        ("0.5", "1.5", "key sparsity: expected a number from 0 to 1, found 1.5"),
-        ("0.5", "NaN", "key sparsity: expected a number from 0 to 1, found NaN"),
-        ("[2.5, -1]", "[2.5, -Infinity]", r"key scores\[0\]\[1\]: expected a finite number, found -Infinity"),
-        ('"version": 1', '"version": 2', "reads version 1, found 2"),
-        ('"version": 1', '"version": true', "key version"),
+        ('"sink": 4', '"sink": -1', '"sink" is -1; expected an integer of at least 0'),
+        ('"sink": 4', '"sink": 4.0', '; expected an integer'),
+        ('"sink": 4', '"sink": true', '; expected an integer'),
+        ('"sink": 4', '"sink": 18446744073709551615', '; expected an integer'),
+        ('"window": 32', '"window": 0', '"window" is 0; expected an integer of at least 1'),
+        ("0.5", "1.5", '"sparsity" is 1.5; expected a number from 0 to 1'),
+        ("0.5", "NaN", '"sparsity" is NaN; expected a number from 0 to 1'),
+        ("[2.5, -1]", "[2.5, -Infinity]", r'"scores\[0\]\[1\]" is -Infinity; expected a finite number'),
+        ('"version": 1', '"version": 2', '"version" is 2; this program reads version 1'),
+        ('"version": 1', '"version": true', '"version" is '),
         ("prulong-pattern", "other", "not a pattern file"),
-        ('"type": "llama"', '"type": ""', "key model.type"),
-        ('"head_dim": 8', '"head_dim": 8, "rope": 1', "unknown key model.rope"),
-        ('"layers": 2', '"layers": 3', r"key mask: expected 3 rows \(layers\) of 2, found 2 rows"),
+        ('"type": "llama"', '"type": ""', '"model.type" is '),
+        ('"head_dim": 8', '"head_dim": 8, "rope": 1', 'unknown key "model.rope"'),
+        ('"layers": 2', '"layers": 3', r'; expected 3 rows \(layers\) of 2'),
         ('"query_heads": 4', '"query_heads": 3', "query_heads 3 is not a multiple of kv_heads 2"),
-        ("[1, 0]", "[1, 0, 1]", r"key mask\[0\]: expected 2 values"),
-        ("[1, 0]", "[1, 2]", r"key mask\[0\]\[1\]: expected 0 or 1, found 2"),
-        ("[1, 0]", "[1, false]", r"key mask\[0\]\[1\]: expected 0 or 1, found false"),
-        ("[2.5, -1]", '[2.5, "x"]', r'key scores\[0\]\[1\]: expected a finite number, found "x"'),
+        ("[1, 0]", "[1, 0, 1]", r'; expected 2 values'),
+        ("[1, 0]", "[1, 2]", r'"mask\[0\]\[1\]" is 2; expected 0 or 1'),
+        ("[1, 0]", "[1, false]", r'"mask\[0\]\[1\]" is false; expected 0 or 1'),
+        ("[2.5, -1]", '[2.5, "x"]', r'"scores\[0\]\[1\]" is "x"; expected a finite number'),
         ("[2.5, -1]", "[2.5, 1e999]", "not valid JSON: a number out of range"),
         ("[2.5, -1]", "[2.5, " + "9" * 400 + "]", "not valid JSON: a number out of range"),
         ("[2.5, -1]", "[2.5, " + "9" * 5000 + "]", "not valid JSON"),
-        ('{"seed": "7"}', "[]", "key provenance: expected an object"),
-        ('"7"', "7", "key provenance.seed: expected a text, found 7"),
+        ('{"seed": "7"}', "[]", '; expected an object'),
+        ('"7"', "7", '"provenance.seed" is 7; expected a text'),
         ('"7"', '"', "not valid JSON"),
         ("[1, 0]", "[" * 100000, "nested deeper than 32 levels"),
     ],
@@ -345,10 +345,10 @@ def test_duo_attention_folder(tmp_path):
     (tmp_path / "config.json").write_text('{"sink_size": 128, "loss": NaN, "recent_size": 256}')  # as Python writes it
     assert Pattern.from_duo_attention(tmp_path, shape(2, 2), 0.5).window == 256
     (tmp_path / "config.json").write_text('{"sink_size": 128, "recent_size": NaN}')
-    with pytest.raises(ValueError, match="key recent_size: expected an integer of at least 1, found NaN"):
+    with pytest.raises(ValueError, match='"recent_size" is NaN; expected an integer of at least 1'):
         Pattern.from_duo_attention(tmp_path, shape(2, 2), 0.5)
     (tmp_path / "config.json").write_text('{"sink_size": 128}')
-    with pytest.raises(ValueError, match="key recent_size is missing"):
+    with pytest.raises(ValueError, match='"recent_size" is missing'):
         Pattern.from_duo_attention(tmp_path, shape(2, 2), 0.5)
 
 

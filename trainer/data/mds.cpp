@@ -21,7 +21,7 @@ class Mds final : public Corpus {
   explicit Mds(MdsOptions options) : options_(std::move(options)) {
     const JsonFile index(options_.folder / "index.json");
     shards_ = read_mds_index(index, options_.type);
-    fingerprint_ = "mds:" + std::to_string(hash64(index.content()));
+    fingerprint_ = "mds:" + std::to_string(hash64(index.content));
     if (options_.type) fingerprint_ += std::string(":") + type_name(*options_.type);
   }
 

@@ -16,7 +16,7 @@ namespace {
 constexpr int64_t kMaxShardBytes = std::numeric_limits<uint32_t>::max();  // offsets in a shard have 32 bits
 
 [[noreturn]] void fail(const JsonFile& index, const std::string& what) {
-  throw Error(index.path().string() + ": " + what);
+  throw Error(index.path.string() + ": " + what);
 }
 
 /// Reads "ndarray:TYPE:D0,D1" or "bytes"; none for anything else.
@@ -45,59 +45,66 @@ std::optional<MdsArrayEncoding> parse_encoding(std::string_view text) {
   return encoding;
 }
 
+std::vector<std::string> texts_of(const JsonValue& list) {
+  std::vector<std::string> texts;
+  for (const JsonValue& value : list.list()) texts.push_back(value.text());
+  return texts;
+}
+
 class IndexReader {
  public:
   IndexReader(const JsonFile& index, std::optional<IntegerType> bytes_type) : index_(index), bytes_type_(bytes_type) {}
 
   std::vector<MdsShard> read() {
-    index_.integer("/version", 2, 2);
-    const int64_t count = index_.list_size("/shards");
-    if (count == 0) fail(index_, "no shards; give a folder that has some");
+    index_.root.at("version").integer(2, 2);
+    const auto list = index_.root.at("shards").list();
+    if (list.empty()) fail(index_, "no shards; give a folder that has some");
     std::vector<MdsShard> shards;
-    shards.reserve(static_cast<size_t>(count));
-    for (int64_t i = 0; i < count; ++i) shards.push_back(read_shard("/shards/" + std::to_string(i)));
+    shards.reserve(list.size());
+    for (size_t i = 0; i < list.size(); ++i) shards.push_back(read_shard(list[i], "shard " + std::to_string(i)));
     return shards;
   }
 
  private:
-  MdsShard read_shard(const std::string& at) {
-    if (const std::string format = index_.text(at + "/format"); format != "mds") {
-      fail(index_, at + ": format mds expected, " + format + " found; write the shards with MDSWriter");
+  MdsShard read_shard(const JsonValue& shard_json, const std::string& at) {
+    if (shard_json.at("format").text() != "mds") {
+      shard_json.at("format").refuse("expected \"mds\", as MDSWriter writes");
     }
-    index_.integer(at + "/version", 2, 2);
+    shard_json.at("version").integer(2, 2);
     MdsShard shard;
     // The real writer leaves shards without samples behind.
-    shard.samples = index_.integer(at + "/samples", 0, kMaxShardBytes / 4 - 2);
-    shard.raw = read_file(at + "/raw_data");
-    if (index_.has(at + "/compression")) {
-      const std::string compression = index_.text(at + "/compression");
-      if (compression != "zstd" && !compression.starts_with("zstd:")) {
-        fail(index_, at + ": compression zstd or none expected, " + compression +
-                         " found; write the shards again with zstd or uncompressed");
-      }
-      shard.zip = read_file(at + "/zip_data");
+    shard.samples = shard_json.at("samples").integer(0, kMaxShardBytes / 4 - 2);
+    shard.raw = read_file(shard_json.at("raw_data"));
+    if (const JsonValue named = shard_json.at("compression"); named.has_value()) {
+      const std::string compression = named.text();
+      if (compression != "zstd" && !compression.starts_with("zstd:")) named.refuse("expected zstd or none");
+      shard.zip = read_file(shard_json.at("zip_data"));
     }
-    shard.columns = read_columns(at);
+    shard.columns = read_columns(shard_json, at);
     return shard;
   }
 
-  MdsFile read_file(const std::string& at) const {
+  static MdsFile read_file(const JsonValue& described) {
     MdsFile file;
-    file.name = index_.text(at + "/basename");
-    file.bytes = index_.integer(at + "/bytes", 1, kMaxShardBytes);
-    if (index_.has(at + "/hashes")) file.hashes = index_.text_map(at + "/hashes");
+    file.name = described.at("basename").text();
+    file.bytes = described.at("bytes").integer(1, kMaxShardBytes);
+    if (const JsonValue hashes = described.at("hashes"); hashes.has_value()) {
+      for (const auto& [algorithm, digest] : hashes.members()) file.hashes[algorithm] = digest.text();
+    }
     const std::filesystem::path path(file.name);
     const bool leaves = path.is_absolute() || std::ranges::any_of(path, [](const auto& part) { return part == ".."; });
     if (!path.has_filename() || leaves) {
-      fail(index_, at + "/basename: a file below the index's folder expected, \"" + file.name +
-                       "\" found; write the shards again");
+      described.at("basename").refuse("expected a file below the index's folder");
     }
     return file;
   }
 
-  std::shared_ptr<const MdsColumns> read_columns(const std::string& at) {
-    auto names = index_.texts(at + "/column_names"), encodings = index_.texts(at + "/column_encodings");
-    auto sizes = index_.integers_or_null(at + "/column_sizes", 1, kMaxShardBytes, -1);
+  std::shared_ptr<const MdsColumns> read_columns(const JsonValue& shard_json, const std::string& at) {
+    auto names = texts_of(shard_json.at("column_names")), encodings = texts_of(shard_json.at("column_encodings"));
+    std::vector<int64_t> sizes;
+    for (const JsonValue& size : shard_json.at("column_sizes").list()) {
+      sizes.push_back(size.has_value() ? size.integer(1, kMaxShardBytes) : -1);
+    }
     if (columns_ != nullptr && names == names_ && encodings == encodings_ && sizes == columns_->sizes) return columns_;
     if (names.size() != encodings.size() || names.size() != sizes.size()) {
       fail(index_, at + ": as many column_encodings and column_sizes as column_names expected, " +

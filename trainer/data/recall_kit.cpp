@@ -28,22 +28,18 @@ void check_array(const IntegerFile& array, bool right_type, const char* types, i
 }
 
 /// @param largest  raised to the largest of these tokens.
-std::vector<int32_t> read_tokens(const JsonFile& info, const std::string& pointer, int64_t vocab_size,
-                                 int64_t& largest) {
-  const std::vector<int64_t> values = info.integers(pointer, 0, vocab_size - 1);
+std::vector<int32_t> read_tokens(const JsonValue& list, int64_t vocab_size, int64_t& largest) {
   std::vector<int32_t> tokens;
-  tokens.reserve(values.size());
-  for (const int64_t value : values) {
+  for (const JsonValue& token : list.list()) {
+    const int64_t value = token.integer(0, vocab_size - 1);
     tokens.push_back(static_cast<int32_t>(value));
     largest = std::max(largest, value);
   }
   return tokens;
 }
 
-RecallKit::Template read_template(const JsonFile& info, const std::string& task, int64_t vocab_size, int64_t& largest) {
-  const auto part = [&](const char* name) {
-    return read_tokens(info, "/templates/" + task + "/" + name, vocab_size, largest);
-  };
+RecallKit::Template read_template(const JsonValue& parts, int64_t vocab_size, int64_t& largest) {
+  const auto part = [&](const char* name) { return read_tokens(parts.at(name), vocab_size, largest); };
   return {part("intro"), part("before"),          part("middle"),          part("after"),     part("outro"),
           part("ask"),   part("question_before"), part("question_middle"), part("separator"), part("question_after")};
 }
@@ -59,15 +55,15 @@ int64_t RecallKit::List::longest() const {
 RecallKit::RecallKit(const std::filesystem::path& folder, bool held_out) {
   const JsonFile info(prepared_file(folder, "kit.json", "recall"));
   info.require_format("prulong-recall-kit", 2);
-  vocab_size_ = info.integer("/vocab_size", 1, kMaxInt32);
+  vocab_size_ = info.root.at("vocab_size").integer(1, kMaxInt32);
 
   const IntegerFile tokens = IntegerFile::open_npy(folder / "tokens.npy");
   const bool unsigned_type = tokens.type() == IntegerType::kUint16 || tokens.type() == IntegerType::kUint32;
-  check_array(tokens, unsigned_type, "uint16 or uint32", info.integer("/tokens", 1, kMaxInt32));
+  check_array(tokens, unsigned_type, "uint16 or uint32", info.root.at("tokens").integer(1, kMaxInt32));
   const IntegerFile offsets = IntegerFile::open_npy(folder / "offsets.npy");
-  const int64_t pieces = info.integer("/pieces", 1, kMaxInt32);
+  const int64_t pieces = info.root.at("pieces").integer(1, kMaxInt32);
   check_array(offsets, offsets.type() == IntegerType::kInt64, "int64", pieces + 1);
-  hash_ = mix64(hash64(info.content()) ^ mix64(tokens.sample_hash() ^ offsets.sample_hash()));
+  hash_ = mix64(hash64(info.content) ^ mix64(tokens.sample_hash() ^ offsets.sample_hash()));
 
   tokens.append(0, tokens.size(), vocab_size_, "kit.json", tokens_);
   const auto piece = [&](int64_t index) {
@@ -80,14 +76,15 @@ RecallKit::RecallKit(const std::filesystem::path& folder, bool held_out) {
     return Tokens(tokens_).subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin));
   };
   const auto list = [&](const char* name) {
-    const std::string pointer = std::string("/lists/") + (held_out ? "eval/" : "train/") + name;
-    const std::vector<int64_t> range = info.integers(pointer, 0, pieces);
-    if (range.size() != 2 || range[1] < 1 || range[1] > pieces - range[0]) {
-      throw Error(info.path().string() + ": " + pointer + ": [first, count] within " + std::to_string(pieces) +
-                  " pieces expected; prepare the kit again");
+    const JsonValue range = info.root.at("lists").at(held_out ? "eval" : "train").at(name);
+    const auto ends = range.list();
+    const int64_t first = ends.size() == 2 ? ends[0].integer(0, pieces) : 0;
+    const int64_t count = ends.size() == 2 ? ends[1].integer(0, pieces) : 0;
+    if (count < 1 || count > pieces - first) {
+      range.refuse("expected [first, count] within " + std::to_string(pieces) + " pieces");
     }
     List result{name, {}};
-    for (int64_t i = range[0]; i < range[0] + range[1]; ++i) result.pieces.push_back(piece(i));
+    for (int64_t i = first; i < first + count; ++i) result.pieces.push_back(piece(i));
     return result;
   };
   prose_ = list("prose");
@@ -97,9 +94,9 @@ RecallKit::RecallKit(const std::filesystem::path& folder, bool held_out) {
   passkeys_ = list("passkeys");
   labels_ = list("labels");
   for (const int32_t id : tokens_) largest_token_ = std::max<int64_t>(largest_token_, id);
-  prefix_ = read_tokens(info, "/prefix", vocab_size_, largest_token_);
+  prefix_ = read_tokens(info.root.at("prefix"), vocab_size_, largest_token_);
   for (const char* const task : {"codes", "passkey", "key_values", "multi_values", "labels"}) {
-    templates_[task] = read_template(info, task, vocab_size_, largest_token_);
+    templates_[task] = read_template(info.root.at("templates").at(task), vocab_size_, largest_token_);
   }
 }
 

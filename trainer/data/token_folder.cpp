@@ -26,13 +26,13 @@ class TokenFolder final : public Block {
         tokens_(IntegerFile::open_npy(folder / "tokens.npy")),
         documents_(IntegerFile::open_npy(folder / "documents.npy")) {
     info_.require_format("prulong-tokens", 1);
-    const int64_t recorded = info_.integer("/vocab_size", 1, kMaxInt32);
+    const int64_t recorded = info_.root.at("vocab_size").integer(1, kMaxInt32);
     vocab_size_ = std::min(recorded, vocab_size);
     owner_ = recorded <= vocab_size ? "data.json" : "the model";
     check_tokens();
     check_documents();
-    const bool has_largest = info_.has("/largest_token");
-    const int64_t largest = has_largest ? info_.integer("/largest_token", 0, recorded - 1) : recorded - 1;
+    const bool has_largest = info_.root.at("largest_token").has_value();
+    const int64_t largest = has_largest ? info_.root.at("largest_token").integer(0, recorded - 1) : recorded - 1;
     if (largest < vocab_size) return;
     check_largest_token(folder.string(), has_largest ? largest : tokens_.largest(), recorded, vocab_size);
   }
@@ -48,12 +48,12 @@ class TokenFolder final : public Block {
   int64_t vocab_size() const { return vocab_size_; }
   std::string fingerprint() const {
     const uint64_t arrays = mix64(tokens_.sample_hash() ^ documents_.sample_hash());
-    return "tokens:" + std::to_string(mix64(hash64(info_.content()) ^ arrays));
+    return "tokens:" + std::to_string(mix64(hash64(info_.content) ^ arrays));
   }
 
  private:
   void check_tokens() const {
-    const int64_t expected = info_.integer("/tokens", 0, kMaxInt64);
+    const int64_t expected = info_.root.at("tokens").integer(0, kMaxInt64);
     const bool unsigned_type = tokens_.type() == IntegerType::kUint16 || tokens_.type() == IntegerType::kUint32;
     if (!unsigned_type || tokens_.shape().size() != 1) {
       throw Error(tokens_.path().string() + ": 1-D array of uint16 or uint32 expected, " +
@@ -69,7 +69,7 @@ class TokenFolder final : public Block {
 
   void check_documents() const {
     const std::string name = documents_.path().string();
-    const int64_t expected = info_.integer("/documents", 1, kMaxInt64 - 1);
+    const int64_t expected = info_.root.at("documents").integer(1, kMaxInt64 - 1);
     if (documents_.type() != IntegerType::kInt64 || documents_.shape().size() != 1) {
       throw Error(name + ": 1-D array of int64 expected, " + std::to_string(documents_.shape().size()) +
                   "-D array of " + type_name(documents_.type()) + " found; prepare the data again");

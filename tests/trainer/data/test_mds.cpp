@@ -243,30 +243,33 @@ TEST_CASE("an index that lies is refused") {
     CHECK_THROWS_AS(copy.read(type_of(set)), Error);
   };
   lies("prolong", "\"bytes\": 594", "\"bytes\": 595", "595 bytes expected by index.json, 594 found");
-  lies("prolong", "\"bytes\": 594", "\"bytes\": 4294967296", "/shards/0/raw_data/bytes: integer from 1 to 4294967295");
-  lies("prolong", "\"bytes\": 594", "\"bytes\": -1", "/shards/0/raw_data/bytes: integer from 1");
+  lies("prolong", "\"bytes\": 594", "\"bytes\": 4294967296",
+       "\"shards[0].raw_data.bytes\" is 4294967296; expected an integer from 1 to 4294967295");
+  lies("prolong", "\"bytes\": 594", "\"bytes\": -1", "\"shards[0].raw_data.bytes\" is -1; expected an integer from 1");
   lies("prolong", "\"samples\": 1", "\"samples\": 2", "2 samples expected by index.json, 1 found");
   lies("prolong", "\"samples\": 1", "\"samples\": 1000000", "ends inside its offsets");
-  lies("prolong", "\"samples\": 1", "\"samples\": 1.5", "/shards/0/samples: integer");
+  lies("prolong", "\"samples\": 1", "\"samples\": 1.5", "\"shards[0].samples\" is 1.5; expected an integer");
   lies("prolong", "[null, null, null, 8]", "[null, null, null, 9]", "column 3 has 9 bytes, 8 are left");
   lies("prolong", "[null, null, null, 8]", "[null, null, null, 7]", "bytes in its columns");
-  lies("prolong", "[null, null, null, 8]", "[null, null, null, 0]", "/shards/0/column_sizes: integer from 1");
+  lies("prolong", "[null, null, null, 8]", "[null, null, null, 0]",
+       "\"shards[0].column_sizes[3]\" is 0; expected an integer from 1");
   lies("prolong", "[null, null, null, 8]", "[null, null, 8]", "as many column_encodings and column_sizes");
-  lies("prolong", "[null, null, null, 8]", "8", "/shards/0/column_sizes: list of integers and nulls expected, 8 found");
+  lies("prolong", "[null, null, null, 8]", "8", "\"shards[0].column_sizes\" is 8; expected a list");
   lies("prolong", "\"ndarray:uint32\", \"ndarray:uint32\"", "\"ndarray:uint32\", \"ndarray:uint16\"", "do not fit");
   lies("prolong", "\"str\", \"ndarray:uint32\"", "\"str\", \"pkl\"", "column indices: encoding bytes or an ndarray");
   lies("prolong", "\"str\", \"ndarray:uint32\"", "\"str\", \"ndarray:float32\"", "ndarray:float32 found");
   lies("prolong", "\"str\", \"ndarray:uint32\"", "\"str\", \"ndarray:uint32:0,2\"", "ndarray:uint32:0,2 found");
   lies("prolong", "\"str\", \"ndarray:uint32\"", "\"str\", \"ndarray:uint32:4,2,\"", "ndarray:uint32:4,2, found");
   lies("prolong", "\"input_ids\"", "\"ids\"", "no column input_ids or tokens");
-  lies("prolong", "\"format\": \"mds\"", "\"format\": \"json\"", "format mds expected, json found");
-  lies("prolong", "\"version\": 2", "\"version\": 3", "/version: integer from 2 to 2 expected, 3 found");
-  lies("prolong", "\"shards\": [", "\"shard\": [", "/shards is missing");
-  lies("prolong", "shard.00000.mds", "../shard.00000.mds", "a file below the index's folder expected");
-  lies("prolong", "shard.00000.mds", "/etc/passwd", "a file below the index's folder expected");
-  lies("prolong", "shard.00000.mds", "", "a file below the index's folder expected");
-  lies("prolong", "shard.00000.mds", "shard\\n0.mds", "/shards/0/raw_data/basename: text expected");
-  lies("prolong", "\"compression\": null", "\"compression\": \"gz\"", "compression zstd or none expected, gz found");
+  lies("prolong", "\"format\": \"mds\"", "\"format\": \"json\"", "\"shards[0].format\" is \"json\"; expected \"mds\"");
+  lies("prolong", "\"version\": 2", "\"version\": 3", "version\" is 3; expected an integer from 2 to 2");
+  lies("prolong", "\"shards\": [", "\"shard\": [", "\"shards\" is missing; expected a list");
+  lies("prolong", "shard.00000.mds", "../shard.00000.mds", "expected a file below the index's folder");
+  lies("prolong", "shard.00000.mds", "/etc/passwd", "expected a file below the index's folder");
+  lies("prolong", "shard.00000.mds", "", "expected a file below the index's folder");
+  lies("prolong", "shard.00000.mds", "shard\\n0.mds", "; expected a text");
+  lies("prolong", "\"compression\": null", "\"compression\": \"gz\"",
+       "\"shards[0].compression\" is \"gz\"; expected zstd or none");
   lies("zstd", "\"bytes\": 452", "\"bytes\": 451", "451 bytes of content expected by index.json, 452 found");
   lies("zstd", "\"bytes\": 452", "\"bytes\": 4294967295", "4294967295 bytes of content expected by index.json");
   lies("zstd", "\"sha1\": \"fd251d", "\"sha1\": \"fd251e", "sha1 fd251e752e8f8386... expected by index.json");
@@ -281,7 +284,8 @@ TEST_CASE("an index that lies is refused") {
   fs::remove(nested.path() / "index.json");
   CHECK_THROWS_WITH(nested.read(), ContainsSubstring("set: no index.json"));
   const Copy bytes("bytes");
-  CHECK_THROWS_WITH(bytes.read(), ContainsSubstring("column tokens holds bytes, whose type is not known; say it with dtype"));
+  CHECK_THROWS_WITH(bytes.read(),
+                    ContainsSubstring("column tokens holds bytes, whose type is not known; say it with dtype"));
 }
 
 TEST_CASE("the fingerprint is that of index, type, length and seed") {

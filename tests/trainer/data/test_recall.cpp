@@ -448,13 +448,13 @@ TEST_CASE("damaged recall kits are refused by file and reason") {
     CHECK_THROWS_WITH(open(), ContainsSubstring(message) && ContainsSubstring("kit.json"));
     write_text(folder.path() / "kit.json", kit);
   };
-  changed("prulong-recall-kit", "prulong-tokens", "format \"prulong-recall-kit\" expected");
-  changed("\"prefix\": [1]", "\"prefix\": [1000]", "/prefix: integer from 0 to 999 expected, 1000 found");
-  changed("\"prefix\": [1]", "\"prefix\": 1", "/prefix: list of integers expected");
-  changed("\"before\": [20, 21], ", "", "/templates/codes/before is missing");
-  changed("\"prose\": [0, 20]", "\"prose\": [0]", "/lists/train/prose: [first, count]");
-  changed("\"prose\": [0, 20]", "\"prose\": [0, 0]", "/lists/train/prose: [first, count]");
-  changed("\"prose\": [0, 20]", "\"prose\": [150, 20]", "/lists/train/prose: [first, count]");
+  changed("prulong-recall-kit", "prulong-tokens", "expected \"prulong-recall-kit\"");
+  changed("\"prefix\": [1]", "\"prefix\": [1000]", "\"prefix[0]\" is 1000; expected an integer from 0 to 999");
+  changed("\"prefix\": [1]", "\"prefix\": 1", "\"prefix\" is 1; expected a list");
+  changed("\"before\": [20, 21], ", "", "\"templates.codes.before\" is missing");
+  changed("\"prose\": [0, 20]", "\"prose\": [0]", "\"lists.train.prose\" is");
+  changed("\"prose\": [0, 20]", "\"prose\": [0, 0]", "\"lists.train.prose\" is");
+  changed("\"prose\": [0, 20]", "\"prose\": [150, 20]", "\"lists.train.prose\" is");
   changed("\"vocab_size\": 1000", "\"vocab_size\": 600", "beyond the vocabulary of 600");
   changed("\"pieces\": 158", "\"pieces\": 157", "158 elements expected by kit.json, 159 found");
 

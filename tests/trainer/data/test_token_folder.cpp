@@ -211,7 +211,7 @@ TEST_CASE("damaged token folders are refused by file and reason") {
   }
   SECTION("a largest token that is none of the vocabulary's") {
     write_token_folder(folder, {{1, 2, 3}, {4, 5}}, 6, 6);
-    CHECK_THROWS_WITH(open(), ContainsSubstring("data.json: /largest_token: integer from 0 to 5 expected, 6 found"));
+    CHECK_THROWS_WITH(open(), ContainsSubstring("data.json: \"largest_token\" is 6; expected an integer from 0 to 5"));
   }
   SECTION("no tokens") {
     write_token_folder(folder, {{}}, 5);
@@ -221,13 +221,14 @@ TEST_CASE("damaged token folders are refused by file and reason") {
     const std::vector<std::pair<std::string, std::string>> cases = {
         {"{", "data.json: not valid JSON at byte"},
         {"[]", "expected a JSON object, found []"},
-        {"{}", "/format is missing"},
-        {R"({"format": "parquet"})", "format \"prulong-tokens\" expected, \"parquet\" found"},
-        {R"({"format": "prulong-tokens", "version": 2})", "version 1 of prulong-tokens expected, 2 found"},
-        {R"({"format": "prulong-tokens", "version": 1})", "/vocab_size is missing"},
-        {R"({"format": "prulong-tokens", "version": 1, "vocab_size": "x"})", "/vocab_size: integer from 1"},
-        {R"({"format": "prulong-tokens", "version": 1, "vocab_size": 18446744073709551615})", "/vocab_size: integer"},
-        {R"({"format": "prulong-tokens", "version": 1, "vocab_size": 6.5})", "6.5 found"},
+        {"{}", "\"format\" is missing"},
+        {R"({"format": "parquet"})", "\"format\" is \"parquet\"; expected \"prulong-tokens\""},
+        {R"({"format": "prulong-tokens", "version": 2})", "\"version\" is 2; expected version 1 of prulong-tokens"},
+        {R"({"format": "prulong-tokens", "version": 1})", "\"vocab_size\" is missing"},
+        {R"({"format": "prulong-tokens", "version": 1, "vocab_size": "x"})",
+         "\"vocab_size\" is \"x\"; expected an integer from 1"},
+        {R"({"format": "prulong-tokens", "version": 1, "vocab_size": 18446744073709551615})", "\"vocab_size\" is"},
+        {R"({"format": "prulong-tokens", "version": 1, "vocab_size": 6.5})", "\"vocab_size\" is 6.5"},
     };
     for (const auto& [content, message] : cases) {
       write_text(folder / "data.json", content);
