@@ -12,9 +12,9 @@
 
 namespace prulong {
 
-/// A value of a JSON file that knows its place there, or the absence of one. Values are taken by type; what does not fit
-/// is refused in one line that names file, place, what was found, what was expected and what to do:
-/// FILE: "model.layers" is 0; expected an integer of at least 1; copy the file again.
+/// A value of a JSON file that knows its place there, or the absence of one. Values are taken by type; what does not
+/// fit is refused in one line that names file, place, what was found, what was expected and what to do: FILE:
+/// "model.layers" is 0; expected an integer of at least 1; copy the file again.
 class JsonValue {
  public:
   /// The object that a text holds.

@@ -287,7 +287,8 @@ TEST_CASE("a DuoAttention folder is imported with its scores and sizes") {
   write_text(scratch / "duo/config.json", R"({"sink_size": 128})");
   CHECK_THROWS_WITH(import_head_table(scratch / "duo", shape(2, 2)), ContainsSubstring("\"recent_size\" is missing"));
   write_text(scratch / "duo/config.json", R"({"sink_size": 128, "recent_size": "256"})");
-  CHECK_THROWS_WITH(import_head_table(scratch / "duo", shape(2, 2)), ContainsSubstring("\"recent_size\" is \"256\"; expected"));
+  CHECK_THROWS_WITH(import_head_table(scratch / "duo", shape(2, 2)),
+                    ContainsSubstring("\"recent_size\" is \"256\"; expected"));
   write_text(scratch / "duo/config.json", "[]");
   CHECK_THROWS_WITH(import_head_table(scratch / "duo", shape(2, 2)), ContainsSubstring("expected a JSON object"));
   fs::remove(scratch / "duo/config.json");
