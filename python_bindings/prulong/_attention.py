@@ -13,7 +13,7 @@ from .ops import masked_attention
 # Plain attributes of an attention layer of a model with a pattern.
 HEADS = "prulong_is_global"  # [kv_heads] bool, on the device last used
 LOCALITY = "prulong_locality"  # (sink, window)
-LAST_KEY = "prulong_last_key"  # of the first layer: (tokens, [B, Hkv, D]), what the last call ended with
+LAST_KEY = "prulong_last_key"  # of the first layer: (tokens, [B, Hkv, 1, D]), what the last call ended with
 
 # Arguments of attention functions that change what is computed. None means that the model does not use it.
 _UNSUPPORTED = {
@@ -190,12 +190,12 @@ def _refuse_moved_keys(module: torch.nn.Module, key: torch.Tensor, span: Span) -
     is the last one again at another position, keys before it are gone.
     """
     tokens, last = getattr(module, LAST_KEY, (0, None))
-    if span.start not in (0, tokens) and _holds_row(key[:, :, span.start - 1], last):
+    if span.start not in (0, tokens) and _holds_row(key[:, :, span.start - 1 : span.start], last):
         raise ValueError(
             f"the cached key of position {tokens - 1} stands at {span.start - 1}: keys were removed from the cache, "
             "but the prulong attention reads keys by position; keep the cache whole, or shorten it at its end only"
         )
-    setattr(module, LAST_KEY, (span.end, key[:, :, -1].clone()))
+    setattr(module, LAST_KEY, (span.end, key[:, :, -1:].clone()))
 
 
 def _holds_row(rows: torch.Tensor, others: torch.Tensor | None) -> bool:
