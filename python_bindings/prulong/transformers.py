@@ -181,12 +181,11 @@ def _language_model(model: torch.nn.Module, pattern: Pattern) -> tuple[torch.nn.
     for module in model.modules():
         if _is_attention(module):
             groups.setdefault(id(_own_config(module)), []).append(module)
-    fitting = [layers for layers in groups.values() if _fits(pattern, _own_config(layers[0]))]
+    fitting = [layers for layers in groups.values() if _mismatch(pattern, _own_config(layers[0])) is None]
     if not fitting:
-        if getattr(model, "config", None) is not None:
-            pattern.check_fits(model.config)
-        for layers in groups.values():
-            pattern.check_fits(_own_config(layers[0]))
+        for config in (getattr(model, "config", None), *(_own_config(layers[0]) for layers in groups.values())):
+            if config is not None and (error := _mismatch(pattern, config)) is not None:
+                raise error
     if len(fitting) > 1:
         raise ValueError(
             f"{type(model).__name__} holds {len(fitting)} models that the pattern fits: apply it to one of them"
@@ -210,12 +209,18 @@ def _language_model(model: torch.nn.Module, pattern: Pattern) -> tuple[torch.nn.
     return hosts[-1], layers
 
 
-def _fits(pattern: Pattern, config: Any) -> bool:
+def _mismatch(pattern: Pattern, config: Any) -> ValueError | None:
+    """What a model of this config says to the pattern; None if the pattern fits."""
     try:
         pattern.check_fits(config)
-    except (ValueError, AttributeError):  # another shape; a config that has none
-        return False
-    return True
+    except ValueError as error:
+        return error
+    except AttributeError:
+        return ValueError(
+            f"the pattern does not fit the model: {type(config).__name__} tells no layers and heads of attention; use "
+            "a pattern made for this model"
+        )
+    return None
 
 
 def _register() -> None:

@@ -265,6 +265,9 @@ def test_other_things_than_a_model_are_refused():
     for call in (lambda: prulong.apply(MIXED, model), lambda: prulong.remove(model.config)):
         with pytest.raises(TypeError, match="model: expected a transformers model"):
             call()
+    mamba = transformers.MambaModel(transformers.MambaConfig(hidden_size=8, num_hidden_layers=1, vocab_size=8))
+    with pytest.raises(ValueError, match="MambaConfig tells no layers and heads of attention"):
+        prulong.apply(mamba, MIXED)
     with pytest.raises(ValueError, match="holds 2 models that the pattern fits"):
         prulong.apply(torch.nn.ModuleList([llama(), llama()]), MIXED)
 
