@@ -116,10 +116,10 @@ def test_memory_stays_linear(cudnn, dim):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("backend", ["ours", "library"])
+@pytest.mark.parametrize("backend", ["ours", "sdpa"])
 def test_autocast(dtype, backend, monkeypatch):
-    if backend == "library":
-        monkeypatch.setenv("PRULONG_ATTENTION", "library")
+    if backend == "sdpa":
+        monkeypatch.setenv("PRULONG_ATTENTION", "sdpa")
     check_operators("cuda", dtype)
 
 
