@@ -9,7 +9,8 @@ namespace prulong {
 /// What a user can mend: a bad file, a full disk, a run that diverged. One line: the file or argument, what was
 /// expected, what was found, what to do. Programs print it and exit with 1.
 struct Error : std::runtime_error {
-  using std::runtime_error::runtime_error;
+  /// @param message  made printable (quote.h): what files hold, and their names, may hold anything.
+  explicit Error(const std::string& message);
 };
 
 /// A file that the system does not let read or write.

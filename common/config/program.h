@@ -6,6 +6,7 @@
 #include <string>
 
 #include "common/error.h"
+#include "common/quote.h"
 
 namespace prulong {
 
@@ -31,11 +32,11 @@ int run_program(const char* name, Body body) {
     std::fprintf(stderr, "%s: %s\n", name, error.what());
     return 2;
   } catch (const UsageError& error) {
-    std::fprintf(stderr, "%s: %s; see --help\n", name, error.what());
+    std::fprintf(stderr, "%s: %s; see --help\n", name, printable(error.what()).c_str());
     return 2;
   } catch (const std::exception& error) {
     const std::string what = error.what();  // torch adds a backtrace, line by line
-    std::fprintf(stderr, "%s: %s\n", name, what.substr(0, what.find('\n')).c_str());
+    std::fprintf(stderr, "%s: %s\n", name, printable(what.substr(0, what.find('\n'))).c_str());
     return 1;
   }
 }

@@ -42,6 +42,15 @@ void give_up(int) {
   ::_exit(1);
 }
 
+/// Whether a message stays on its line and does nothing to a terminal: no control character, ASCII's or (in UTF-8)
+/// Unicode's.
+bool readable(const std::string& what) {
+  for (size_t i = 0; i + 1 < what.size(); ++i) {
+    if (what[i] == '\xc2' && static_cast<unsigned char>(what[i + 1]) < 0xA0) return false;
+  }
+  return !what.empty() && std::ranges::none_of(what, [](char c) { return (c >= 0 && c < ' ') || c == '\x7f'; });
+}
+
 /// What is wrong with the outcome of reading, or nothing; counts refusals.
 std::string read_once(const Reader& reader, const fs::path& folder, int64_t& refused) {
   try {
@@ -49,8 +58,7 @@ std::string read_once(const Reader& reader, const fs::path& folder, int64_t& ref
   } catch (const Error& error) {
     ++refused;
     const std::string what = error.what();
-    const bool one_line = !what.empty() && std::ranges::none_of(what, [](char c) { return c == '\n' || c == '\r'; });
-    if (!one_line) return "a message of more than one line: " + what;
+    if (!readable(what)) return "a message of more than one line: " + what;
   } catch (const std::exception& error) {
     return std::string("an exception that is no Error: ") + error.what();
   }
