@@ -7,8 +7,8 @@
 
 namespace prulong {
 
-/// The text with everything escaped that does not print on one line: control characters, the line ends of Unicode, marks
-/// that turn the direction of writing, bytes that are no UTF-8. What is escaped already stays as it is.
+/// The text with everything escaped that does not print on one line: control characters, the line ends of Unicode,
+/// marks that turn the direction of writing, bytes that are no UTF-8. What is escaped already stays as it is.
 std::string printable(std::string_view text);
 
 }  // namespace prulong
