@@ -10,9 +10,15 @@ namespace {
 // that there are.
 constexpr int64_t kSectionBytes = int64_t{32} << 20;
 
-int section_heads(int64_t bytes_per_head, int heads) {
+// Key items that a section has at least, where there are as many: about as many as multiprocessors. The longest item of
+// the last section is taken when the sections before run dry; were sections small, all others would wait for it.
+constexpr int64_t kSectionItems = 128;
+
+// `least`: heads of a section whatever their bytes.
+int section_heads(int64_t bytes_per_head, int heads, int64_t least = 1) {
   const int64_t fitting = kSectionBytes / (bytes_per_head > 0 ? bytes_per_head : 1);
-  return static_cast<int>(fitting < 1 ? 1 : fitting > heads ? heads : fitting);
+  const int64_t wanted = fitting < least ? least : fitting;
+  return static_cast<int>(wanted > heads ? heads : wanted);
 }
 
 // Pieces of memory one after another, each aligned to 16 bytes.
@@ -39,7 +45,8 @@ Schedule lay_out(const Batch& batch, const ScheduleOptions& options, BumpAllocat
   const int64_t k_bytes = int64_t{batch.k_tokens} * batch.head_dim * 2 * 2;              // K and V
   const int64_t q_bytes = int64_t{batch.q_tokens} * batch.group() * batch.head_dim * 8;  // Q, dO and dQ's sums
   schedule.q_section = section_heads(k_bytes, batch.kv_heads);
-  schedule.k_section = section_heads(q_bytes, batch.kv_heads);
+  const int64_t k_blocks = detail::divide_up(batch.k_tokens > 0 ? batch.k_tokens : 1, kKeyBlock);
+  schedule.k_section = section_heads(q_bytes, batch.kv_heads, (kSectionItems + k_blocks - 1) / k_blocks);
   schedule.processors = options.processors;
   const int64_t q_places = batch.q_tokens / options.query_rows + batch.documents;
   const int64_t k_places = batch.k_tokens / kKeyBlock + batch.documents;

@@ -246,6 +246,25 @@ TEST_CASE("heads are taken in sections whose keys and values fit the cache") {
   }
 }
 
+// Taken in order by whoever is free, key items end at about the same time, though a short batch's heads are many times
+// what the cache holds.
+TEST_CASE("key items of short batches share out evenly") {
+  for (const int tokens : {4096, 8192, 16384}) {
+    const std::vector<int> lengths = {tokens};
+    const HostPlan plan(lengths, lengths, std::vector<float>(8, 1), 4, 128, {128, 1024}, {.with_keys = true});
+    constexpr int kProcessors = 132;
+    std::vector<int64_t> busy(kProcessors, 0);
+    int64_t work = 0;
+    for (const KeyItem& item : plan.key_items()) {
+      const int64_t cost = tokens - item.keys.begin;
+      *std::min_element(busy.begin(), busy.end()) += cost;
+      work += cost;
+    }
+    CAPTURE(tokens, plan.schedule().k_section);
+    CHECK(double(*std::max_element(busy.begin(), busy.end())) <= 1.02 * double(work) / kProcessors);
+  }
+}
+
 TEST_CASE("wrong data make an empty plan, wrong gates a fractional head") {
   const std::vector<int> lengths = {100, 200, 50};
   for (const auto& [place, value] : std::vector<std::pair<size_t, int>>{{0, 1},
