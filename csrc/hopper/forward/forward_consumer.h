@@ -18,12 +18,14 @@ class Consumer {
       : a_(arguments), memory_(memory), barriers_{memory + Shape::kBarriers}, group_(group) {}
 
   PRULONG_DEVICE void run() {
+    if (group_ == Shape::kConsumers - 1) pass_turn();  // the first group's first turn
     for (; take_item(); q_.advance()) {
       clear_sums();
       softmax_ = Softmax{};
       if (left_ > 0) visit();
       finish();
     }
+    if (group_ == 0) take_turn();  // which the last group has passed on
     wait_stores<0>();
   }
 
@@ -119,6 +121,15 @@ class Consumer {
   /// The thread's upper row among the warpgroup's 64.
   PRULONG_DEVICE int warp_row() const { return 16 * (warp_index() % 4) + lane_index() / 4; }
 
+  PRULONG_DEVICE void take_turn() {
+    if constexpr (Shape::kTurns) sync_named(kTurnBarrier + group_, 2 * kWarpgroupThreads);
+  }
+  PRULONG_DEVICE void pass_turn() {
+    if constexpr (Shape::kTurns) {
+      arrive_named(kTurnBarrier + (group_ + 1 == Shape::kConsumers ? 0 : group_ + 1), 2 * kWarpgroupThreads);
+    }
+  }
+
   /// Takes the item's steps, of which there is one at least.
   PRULONG_DEVICE void visit() {
     wait(barriers_.k_full(k_.stage()), k_.parity());
@@ -131,11 +142,13 @@ class Consumer {
     while (--left_ > 0) {
       advance_block();
       wait(barriers_.k_full(k_.stage()), k_.parity());
+      take_turn();
       begin_matrices(scores_);
       multiply_keys();
       wait(barriers_.v_full(v_.stage()), v_.parity());
       begin_matrices(sums_, weights_);
       multiply_values();
+      pass_turn();
       wait_matrices<1>(scores_);
       release_keys();
       const bool corrects = weigh();
@@ -250,6 +263,7 @@ class Consumer {
   }
 
   static constexpr int kStoreBarrier = 1;  // + warpgroup: its output in shared memory
+  static constexpr int kTurnBarrier = 4;   // + warpgroup: it may issue a step's products
 
   const ForwardArguments& a_;
   const Shared memory_;

@@ -16,6 +16,8 @@ struct ForwardShape {
 
   static constexpr int kConsumers = forward_query_rows(kDim) / 64;
   static constexpr int kQueryRows = 64 * kConsumers;
+  /// Consumers take turns at issuing a step's products. Three do better so, two the same.
+  static constexpr bool kTurns = kConsumers == 3;
   static constexpr int kThreads = (kConsumers + 1) * device::kWarpgroupThreads;
   static constexpr int kProducerRegisters = kConsumers == 2 ? 24 : 32;
   static constexpr int kConsumerRegisters = kConsumers == 2 ? 240 : 160;
