@@ -91,9 +91,9 @@ std::string pattern_to_json(const Pattern& pattern) {
 }
 
 Pattern pattern_from_json(const fs::path& file, const std::string& text) {
-  const JsonValue root = JsonValue::parse(text, file.string(), kAdvice);
+  const JsonValue root = JsonValue::parse(text, file.string(), "");  // Pattern::load says what to do
   if (root.at("format").raw() != kFormat) {
-    throw Error(file.string() + ": not a pattern file: no \"format\": \"" + kFormat + "\"" + kAdvice);
+    throw Error(file.string() + ": not a pattern file: no \"format\": \"" + kFormat + "\"");
   }
   const JsonValue version = root.at("version");
   if (version.raw() != kVersion || !version.raw().is_number_integer()) {

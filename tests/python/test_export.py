@@ -190,7 +190,7 @@ def test_bad_files_exit_with_1(export, run_folder, model, tmp_path):
     assert "taken" in export(run_folder, "--out", _file(tmp_path / "taken"), code=1)
     damaged = (run_folder / "pattern.json").read_text().replace('"window": 16', '"window": 0')
     (run_folder / "pattern.json").write_text(damaged)
-    assert "pattern.json: key window: expected an integer of at least 1" in export(run_folder, "--out", "no", code=1)
+    assert 'pattern.json: "window" is 0; expected an integer of at least 1' in export(run_folder, "--out", "no", code=1)
     assert not (tmp_path / "no").exists()
 
 
