@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: MIT
 """Times our attention operators beside PyTorch's, in one run on one Hopper GPU.
 
-Peers: scaled_dot_product_attention with FlashAttention-2 and with cuDNN, compiled FlexAttention with the same mask per head,
-and the published way to train masks (FlashAttention-2 for every head, a streaming pass for every head, and their mix).
-bfloat16, random data, CUDA events, medians; what is compared runs in turn. Documents are one sequence each. A case that fails
-is reported and the others go on. Writes docs/bench/attention.json and a picture beside it.
+Peers: scaled_dot_product_attention with FlashAttention-2 and with cuDNN, FlashAttention 4 where it is installed
+(bring_flash_attention.sh), compiled FlexAttention with the same mask per head, in Triton and on FlashAttention 4, and the
+published way to train masks (FlashAttention-2 for every head, a streaming pass for every head, and their mix). bfloat16,
+random data, CUDA events, medians; what is compared runs in turn. Documents are one sequence each. A case that fails is
+reported and the others go on. Writes docs/bench/attention.json and a picture beside it.
 
 Usage: benchmarks/bench_attention.py [--quick] [--out FILE] [SECTION...]
   SECTION   causal, odd, fractional, saturated, prefill, chunk (default: all)
@@ -30,8 +31,14 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 import bench_record
 
+try:  # left out where it is not installed
+    from flash_attn.cute import flash_attn_func as flash_attention_4
+except ImportError:
+    flash_attention_4 = None
+
 BLOCK, SINK, WINDOW = 128, 128, 1024
 BACKENDS = {"SDPA flash": SDPBackend.FLASH_ATTENTION, "SDPA cuDNN": SDPBackend.CUDNN_ATTENTION}
+FLASH_4 = "FlashAttention 4"
 SEVEN_OF_TEN_LOCAL = [0, 0, 1, 0, 0, 1, 0, 1, 0, 0]  # KV heads; 1: global
 
 
@@ -169,6 +176,30 @@ class Report:
         torch.cuda.empty_cache()
 
 
+def peers_left_out() -> list[str]:
+    """Peers that this machine lacks; their rows are not in the figures."""
+    return [FLASH_4] if flash_attention_4 is None else []
+
+
+def flash_4(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Causal attention [tokens, heads, dim] by FlashAttention 4; fewer queries than keys are the last ones."""
+    out = flash_attention_4(q[None], k[None], v[None], causal=True)
+    return out[0] if isinstance(out, tuple) else out
+
+
+def compiled_flex(on_flash_4: bool):
+    """FlexAttention in Triton, or on FlashAttention 4's kernels."""
+    compiled = torch.compile(flex_attention, dynamic=False)
+    options = {"kernel_options": {"BACKEND": "FLASH"}} if on_flash_4 else {}
+    return lambda *qkv, **mask: compiled(*qkv, enable_gqa=True, **mask, **options)
+
+
+def flex_names() -> dict[str, bool]:
+    """FlexAttention's names, and whether each runs on FlashAttention 4."""
+    names = {"FlexAttention, 70 % local": False, "FlexAttention on FlashAttention 4, 70 % local": True}
+    return {name: on_flash_4 for name, on_flash_4 in names.items() if not on_flash_4 or flash_attention_4}
+
+
 def rates(rows: dict[str, dict]) -> None:
     """Adds TFLOP/s over visible pairs of causal attention; backward counts as 2.5 times forward."""
     for row in rows.values():
@@ -207,25 +238,29 @@ class Training(Contest):
                 return F.scaled_dot_product_attention(*self.by_head, is_causal=True, enable_gqa=True)
         self.add(name, lambda: (run, self.by_head))
 
-    def flex(self, name: str, is_global: list[int]) -> None:
+    def flash_4(self) -> None:
+        if flash_attention_4:
+            self.add(FLASH_4, lambda: (lambda: flash_4(*self.qkv), self.qkv))
+
+    def flex(self, name: str, is_global: list[int], on_flash_4: bool) -> None:
         def prepare():
             tokens = self.shape["tokens"]
             mask = head_mask(torch.tensor(is_global, device="cuda").bool(), self.group, tokens, tokens, True)
-            compiled = torch.compile(flex_attention, dynamic=False)
-            return lambda: compiled(*self.by_head, block_mask=mask, enable_gqa=True), self.by_head
+            compiled = compiled_flex(on_flash_4)
+            return lambda: compiled(*self.by_head, block_mask=mask), self.by_head
         self.add(name, prepare)
 
     def published(self, gate: list[float]) -> None:
         def prepare():
             kinds = [streaming_kinds(self.shape["tokens"], "cuda")]
             mask = block_mask(kinds, [0], lambda batch, head, q, k: k <= q, True)
-            compiled = torch.compile(flex_attention, dynamic=False)
+            compiled = compiled_flex(False)
             z = torch.tensor(gate, device="cuda", requires_grad=True)
 
             def run():
                 with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
                     full = F.scaled_dot_product_attention(*self.by_head, is_causal=True, enable_gqa=True)
-                streaming = compiled(*self.by_head, block_mask=mask, enable_gqa=True)
+                streaming = compiled(*self.by_head, block_mask=mask)
                 weight = z.repeat_interleave(self.group)[None, :, None, None].to(full.dtype)
                 return full * weight + streaming * (1 - weight)
             return run, [*self.by_head, z]
@@ -252,12 +287,15 @@ class Inference(Contest):
         ours("ours, 70 % local", SEVEN_OF_TEN_LOCAL)
         ours("ours, all local", [0] * kv_heads)
 
-        def flex():
+        def flex(on_flash_4):
             flags = torch.tensor(SEVEN_OF_TEN_LOCAL, device="cuda").bool()
             mask = head_mask(flags, group, queries, keys, False)
-            compiled = torch.compile(flex_attention, dynamic=False)
-            return lambda: compiled(*by_head, block_mask=mask, enable_gqa=True), []
-        self.add("FlexAttention, 70 % local", flex)
+            compiled = compiled_flex(on_flash_4)
+            return lambda: compiled(*by_head, block_mask=mask), []
+        for name, on_flash_4 in flex_names().items():
+            self.add(name, lambda on_flash_4=on_flash_4: flex(on_flash_4))
+        if flash_attention_4:
+            self.add(f"{FLASH_4}, all global", lambda: (lambda: flash_4(*qkv), []))
 
         def sdpa(name):
             causal = queries == keys
@@ -276,6 +314,7 @@ def causal_contest(report: Report, section: str, tokens: int, dim: int) -> None:
     contest.ours("ours", [1.0] * 8)
     for name in BACKENDS:
         contest.sdpa(name)
+    contest.flash_4()
     rates(contest.measure())
 
 
@@ -301,7 +340,8 @@ def saturated(report: Report) -> None:
     contest.ours("ours, all global", [1.0] * len(SEVEN_OF_TEN_LOCAL))
     contest.ours("ours, 70 % local", [float(flag) for flag in SEVEN_OF_TEN_LOCAL])
     contest.ours("ours, all local", [0.0] * len(SEVEN_OF_TEN_LOCAL))
-    contest.flex("FlexAttention, 70 % local", SEVEN_OF_TEN_LOCAL)
+    for name, on_flash_4 in flex_names().items():
+        contest.flex(name, SEVEN_OF_TEN_LOCAL, on_flash_4)
     contest.published([float(flag) for flag in SEVEN_OF_TEN_LOCAL])
     contest.measure()
 
@@ -382,7 +422,10 @@ def main() -> int:
     torch.manual_seed(0)
     begin = time.perf_counter()
     report = Report(Clock(0.2 if arguments.quick else 0.6), arguments.quick)
-    figures = {"seconds": 0, "ceilings": ceilings(report.clock), "sink": SINK, "window": WINDOW, "rows": report.rows}
+    figures = {"seconds": 0, "ceilings": ceilings(report.clock), "sink": SINK, "window": WINDOW,
+               "peers_left_out": peers_left_out(), "rows": report.rows}
+    for name in peers_left_out():
+        print(f"bench_attention: {name} is not installed; left out (benchmarks/bring_flash_attention.sh brings it)", flush=True)
     for name in arguments.sections or SECTIONS:
         print(f"[{name}] at {time.perf_counter() - begin:.0f} s", flush=True)
         try:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""The benchmark's masks for FlexAttention are our masks; its picture is drawn. (Its times need a GPU.)"""
+"""The benchmark's masks for FlexAttention are our masks; a peer that is not installed is left out and named; its picture is
+drawn. (Its times need a GPU.)"""
 
 import sys
 from pathlib import Path
@@ -50,6 +51,25 @@ def test_streaming_is_block_granular():
     seen = some | every
     assert seen[15].nonzero().flatten().tolist() == [0, *range(8, 16)]
     assert some.nonzero().tolist() == [[n, n] for n in range(16)]
+
+
+@pytest.mark.parametrize("as_tuple", [False, True])
+def test_flash_attention_4_is_a_peer_where_installed(as_tuple, monkeypatch):
+    def attention(q, k, v, causal):
+        assert causal and q.shape == (1, 8, 4, 16) and k.shape == v.shape == (1, 8, 2, 16)
+        return (q * 2, None) if as_tuple else q * 2
+
+    monkeypatch.setattr(bench, "flash_attention_4", attention)
+    q, kv = torch.randn(8, 4, 16), torch.randn(8, 2, 16)
+    assert torch.equal(bench.flash_4(q, kv, kv)[0], q * 2)
+    assert bench.peers_left_out() == []
+    assert list(bench.flex_names().values()) == [False, True]
+
+
+def test_flash_attention_4_is_left_out_and_named(monkeypatch):
+    monkeypatch.setattr(bench, "flash_attention_4", None)
+    assert bench.peers_left_out() == ["FlashAttention 4"]
+    assert bench.flex_names() == {"FlexAttention, 70 % local": False}
 
 
 def test_picture(tmp_path):
