@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include "trainer/adamw.h"
 
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/full.h>
+
 #include <algorithm>
-#include <cmath>
 #include <stdexcept>
 #include <utility>
 
@@ -17,19 +21,14 @@ void AdamW::step(std::vector<double>& parameters, const std::vector<double>& gra
   if (parameters.size() != state_.m.size() || gradients.size() != state_.m.size()) {
     throw std::invalid_argument("AdamW: parameters or gradients have another size than at construction");
   }
-  const auto& [beta1, beta2, eps, weight_decay, maximize] = options_;
-  ++state_.steps;
-  const double correction1 = 1 - std::pow(beta1, static_cast<double>(state_.steps));
-  const double correction2 = 1 - std::pow(beta2, static_cast<double>(state_.steps));
-  for (size_t i = 0; i < parameters.size(); ++i) {
-    const double gradient = maximize ? -gradients[i] : gradients[i];
-    double& m = state_.m[i];
-    double& v = state_.v[i];
-    m = beta1 * m + (1 - beta1) * gradient;
-    v = beta2 * v + (1 - beta2) * gradient * gradient;
-    parameters[i] -= learning_rate * weight_decay * parameters[i];
-    parameters[i] -= learning_rate * (m / correction1) / (std::sqrt(v / correction2) + eps);
-  }
+  const at::NoGradGuard no_grad;
+  const auto alias = [](const std::vector<double>& values) {
+    return at::from_blob(const_cast<double*>(values.data()), {static_cast<int64_t>(values.size())}, at::kDouble);
+  };
+  const at::Tensor steps = at::full({}, static_cast<double>(++state_.steps), at::kFloat);  // the one being taken
+  at::_fused_adamw_({alias(parameters)}, {alias(gradients)}, {alias(state_.m)}, {alias(state_.v)}, {}, {steps},
+                    learning_rate, options_.beta1, options_.beta2, options_.weight_decay, options_.eps,
+                    /*amsgrad=*/false, options_.maximize);
 }
 
 void AdamW::set_state(State state) {

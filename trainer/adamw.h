@@ -16,8 +16,8 @@ struct AdamWOptions {
   bool maximize = false;    ///< ascend the gradient
 };
 
-/// AdamW (arXiv 1711.05101) with bias correction, for a few parameters on the host in double precision; the same steps
-/// as torch.optim.AdamW.
+/// AdamW (arXiv 1711.05101) with bias correction, for a few parameters on the host in double precision: torch's fused
+/// kernel, as for the model's weights (weights_optimizer.h).
 class AdamW {
  public:
   /// Everything a checkpoint must hold.
