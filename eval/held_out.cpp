@@ -47,7 +47,7 @@ EvalResult evaluate(const Llama& model, const Source& source, int64_t first, int
     check_stop();
     const Batch batch = make_batch(source.sequence(n), model.config().vocab_size, answers_only, model.device());
     const auto hidden = model.forward(batch.input, mask);
-    loss += next_token_loss(hidden, model.head_weight(), batch.labels, loss_chunk).item<double>();
+    loss += next_token_loss(hidden, model.head_weight(), batch.labels, loss_chunk, batch.label_rows).item<double>();
     result.labels += batch.label_count;
     ++result.sequences;
     if (!batch.is_answer.defined()) continue;

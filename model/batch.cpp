@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "model/batch.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
 
 #include "common/error.h"
@@ -39,6 +40,7 @@ Batch make_batch(const Sequence& sequence, int64_t vocab_size, bool answers_only
     }
   }
   check_tokens(tokens, vocab_size);
+  batch.label_rows = labels.ne(kIgnored).nonzero().flatten().to(device);
   batch.input = PackedTokens::documents(tokens.to(device), sequence.cu_seqlens);
   batch.labels = labels.to(device);
   if (has_answers) batch.is_answer = answers.to(device);

@@ -14,7 +14,8 @@ namespace prulong {
 struct Batch {
   PackedTokens input;
   at::Tensor labels;  ///< [T] int64: the next token of the same document, -100 where there is none or it is not wanted
-  at::Tensor is_answer;  ///< [T] bool: the label is part of an answer; undefined when the source has no answers
+  at::Tensor label_rows;  ///< [label_count] int64: where there is a label
+  at::Tensor is_answer;   ///< [T] bool: the label is part of an answer; undefined when the source has no answers
   int64_t label_count = 0;
 };
 

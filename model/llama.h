@@ -81,8 +81,11 @@ void check_tokens(const at::Tensor& tokens, int64_t vocab_size);
 /// against `labels` [T] int64, -100 = ignored, through `head` [vocab_size, hidden_size]. Logits exist for `chunk` rows
 /// with labels at a time; the gradients are computed during the forward pass. Differentiable in hidden, and in head
 /// when it requires a gradient.
+/// @param known_rows  [n] int64, those that have a label, all of them in the vocabulary: then nothing is read from the
+///                    device (Batch::label_rows); undefined: labels are checked and read.
 /// @throws Error if shapes or dtypes do not fit, chunk < 1, or a label is neither -100 nor in the vocabulary.
-at::Tensor next_token_loss(const at::Tensor& hidden, const at::Tensor& head, const at::Tensor& labels, int64_t chunk);
+at::Tensor next_token_loss(const at::Tensor& hidden, const at::Tensor& head, const at::Tensor& labels, int64_t chunk,
+                           const at::Tensor& known_rows = {});
 
 /// The most likely next token of every row of `hidden` [T, hidden_size], [T] int64, `chunk` rows of logits at a time.
 /// @throws Error if shapes or dtypes do not fit, or chunk < 1.

@@ -115,9 +115,10 @@ struct NextTokenLoss : torch::autograd::Function<NextTokenLoss> {
 
 }  // namespace
 
-at::Tensor next_token_loss(const at::Tensor& hidden, const at::Tensor& head, const at::Tensor& labels, int64_t chunk) {
+at::Tensor next_token_loss(const at::Tensor& hidden, const at::Tensor& head, const at::Tensor& labels, int64_t chunk,
+                           const at::Tensor& known_rows) {
   check_head("next_token_loss", hidden, head, chunk);
-  const at::Tensor rows = labelled_rows(hidden, labels, head.size(0));
+  const at::Tensor rows = known_rows.defined() ? known_rows : labelled_rows(hidden, labels, head.size(0));
   const bool recording = c10::GradMode::is_enabled();
   return NextTokenLoss::apply(hidden, head, labels, rows, chunk, recording && hidden.requires_grad(),
                               recording && head.requires_grad());

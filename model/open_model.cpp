@@ -40,9 +40,9 @@ at::ScalarType planned_dtype(const ModelOptions& options) {
 std::string dtype_name(at::ScalarType dtype) { return dtype == at::kFloat ? "float32" : "bfloat16"; }
 
 std::map<std::string, std::string> machine(at::Device device) {
-  std::map<std::string, std::string> facts = {{"cpu", cpu_name()}, {"threads", std::to_string(at::get_num_threads())}};
-  if (device.is_cuda()) facts["gpu"] = at::cuda::getDeviceProperties(device.index())->name;
-  return facts;
+  std::map<std::string, std::string> found = {{"cpu", cpu_name()}, {"threads", std::to_string(at::get_num_threads())}};
+  if (device.is_cuda()) found["gpu"] = at::cuda::getDeviceProperties(device.index())->name;
+  return found;
 }
 
 std::optional<std::string> dtype_note(const ModelOptions& options, const Llama& model) {

@@ -76,8 +76,9 @@ std::optional<StepResult> TrainStep::run() {
                   config_.attention.sink, config_.attention.window};
     if (trains_gates()) mask.heads.set_requires_grad(true);
     const auto hidden = model_.forward(batch.input, mask, policy_);
-    const auto loss = next_token_loss(hidden, model_.head_weight(), batch.labels, config_.train.loss_chunk)
-                          .div(static_cast<double>(result.labels));
+    const auto loss =
+        next_token_loss(hidden, model_.head_weight(), batch.labels, config_.train.loss_chunk, batch.label_rows)
+            .div(static_cast<double>(result.labels));
     loss.backward();
     losses.push_back(loss.detach());  // read when everything is under way: reading waits for the GPU
     if (weights_optimizer_ && micro_steps > 1) weights_optimizer_->accumulate();

@@ -34,6 +34,7 @@ TEST_CASE("A label is the next token of the same document") {
   CHECK(batch.labels.scalar_type() == at::kLong);
   CHECK(values_of<int64_t>(batch.labels) == std::vector<int64_t>{6, 7, -100, -100, 10, -100});
   CHECK(batch.label_count == 3);
+  CHECK(values_of<int64_t>(batch.label_rows) == std::vector<int64_t>{0, 1, 4});
   CHECK_FALSE(batch.is_answer.defined());
 }
 

@@ -45,6 +45,7 @@ TEST_CASE("next_token_loss: value and gradients of the full cross entropy, whate
     }
     // A frozen head gives the same gradient of the hidden states, and without gradients the loss is the same.
     const at::Tensor found = next_token_loss(hidden, head.detach(), labels, 4);
+    CHECK(at::equal(next_token_loss(hidden, head.detach(), labels, 4, labels.ne(-100).nonzero().flatten()), found));
     CHECK(at::allclose(torch::autograd::grad({found.mul(0.3)}, {hidden})[0], expected_grads[0], 1e-11, 1e-12));
     const c10::NoGradGuard no_grad;
     const at::Tensor plain = next_token_loss(hidden, head, labels, 4);
