@@ -106,7 +106,7 @@ void RunLog::info(const std::string& message) {
 void RunLog::warn(const std::string& message) {
   end_progress_line();
   tell("warning: " + message);
-  spdlog::warn("warning: {}", message);
+  spdlog::warn("{}", message);
 }
 
 void RunLog::progress(const Progress& p) {

@@ -50,10 +50,10 @@ Run::Run(const TrainConfig& config)
       train_data_(open_data(config, config.data.train, false, model_)),
       eval_data_(open_data(config, config.data.eval, true, model_)),
       start_(load_start(config, model_.config().shape())),
-      facts_{{"model", model_fingerprint(config.model.path)},
-             {"model.dtype", dtype_name(model_.dtype())},
-             {"data.train", train_data_->fingerprint()},
-             {"gates.pattern", start_ ? mask_fingerprint(start_->mask) : "none"}},
+      provenance_{{"model", model_fingerprint(config.model.path)},
+                  {"model.dtype", dtype_name(model_.dtype())},
+                  {"data.train", train_data_->fingerprint()},
+                  {"gates.pattern", start_ ? mask_fingerprint(start_->mask) : "none"}},
       step_(config, model_, *train_data_, start_) {
   resume();
 }
@@ -73,7 +73,7 @@ void Run::resume() {
   log_.emplace(folder_.path(), step_.step());
   for (const auto& warning : warnings) log_->warn(warning);
   if (saved) log_->info("going on after step " + std::to_string(step_.step()));
-  auto described = facts_;
+  auto described = provenance_;
   if (eval_data_) described["data.eval"] = eval_data_->fingerprint();
   folder_.describe(config_, described, model_.device());
 }
@@ -187,9 +187,9 @@ Pattern Run::pattern() const {
   made.provenance["steps"] = std::to_string(step_.step());
   made.provenance["seed"] = std::to_string(config_.train.seed);
   made.provenance["config_hash"] = fingerprint(identity());
-  made.provenance["data"] = facts_.at("data.train");
+  made.provenance["data"] = provenance_.at("data.train");
   made.provenance["model"] = config_.model.path;
-  made.provenance["model_fingerprint"] = facts_.at("model");
+  made.provenance["model_fingerprint"] = provenance_.at("model");
   return made;
 }
 

@@ -51,7 +51,7 @@ class Run {
 
  private:
   void resume();
-  std::map<std::string, std::string> identity() const { return run_identity(config_, facts_); }
+  std::map<std::string, std::string> identity() const { return run_identity(config_, provenance_); }
   std::string describe_policy() const;
   Pattern pattern() const;
   std::filesystem::path model_folder() const { return folder_.path() / "model"; }
@@ -60,8 +60,8 @@ class Run {
   RunFolder folder_;
   Llama model_;
   std::unique_ptr<Source> train_data_, eval_data_;
-  std::optional<Pattern> start_;              // gates.pattern
-  std::map<std::string, std::string> facts_;  // fingerprints of what the run is made from, wherever it lies
+  std::optional<Pattern> start_;                   // gates.pattern
+  std::map<std::string, std::string> provenance_;  // fingerprints of what the run is made from, wherever it lies
   TrainStep step_;
   std::optional<RunLog> log_;
   std::optional<EvalResult> full_attention_;  // of frozen weights: measured once

@@ -22,7 +22,7 @@ constexpr const char* kLockName = "lock";
 
 bool decides_results(const std::string& key) {
   for (const char* free : {"run.", "checkpoint.", "eval.", "data.", "model.path", "model.device", "train.recompute"}) {
-    if (key.starts_with(free)) return false;  // data and model are in the facts, by what they hold
+    if (key.starts_with(free)) return false;  // data and model are in the provenance, by what they hold
   }
   return true;
 }
@@ -63,10 +63,10 @@ RunFolder::RunFolder(const fs::path& path, Resume resume) : path_(path) {
 
 RunFolder::~RunFolder() { ::close(lock_); }
 
-void RunFolder::describe(const TrainConfig& config, const std::map<std::string, std::string>& facts,
+void RunFolder::describe(const TrainConfig& config, const std::map<std::string, std::string>& provenance,
                          at::Device device) const {
   write_file_atomically(path_ / "config.yaml", to_yaml(config));
-  nlohmann::json description = facts;
+  nlohmann::json description = provenance;
   description["versions"] = versions();
   description["machine"] = machine(device);
   write_file_atomically(path_ / "run.json",
@@ -88,12 +88,13 @@ std::vector<fs::path> run_outputs(const fs::path& folder) {
   return files;
 }
 
-std::map<std::string, std::string> run_identity(const TrainConfig& config, std::map<std::string, std::string> facts) {
+std::map<std::string, std::string> run_identity(const TrainConfig& config,
+                                                std::map<std::string, std::string> provenance) {
   TrainConfig copy = config;
   for (const KeyRow& row : list_keys([&](ConfigVisitor& v) { visit_config(v, copy); })) {
-    if (!row.section && decides_results(row.path)) facts.emplace(row.path, row.value);  // facts win
+    if (!row.section && decides_results(row.path)) provenance.emplace(row.path, row.value);  // the provenance wins
   }
-  return facts;
+  return provenance;
 }
 
 }  // namespace prulong

@@ -28,9 +28,10 @@ class RunFolder {
   std::filesystem::path checkpoints() const { return path_ / "checkpoints"; }
 
   /// Writes config.yaml and run.json.
-  /// @param facts   what run.json says besides versions and machine.
+  /// @param provenance  what run.json says besides versions and machine.
   /// @param device  where the run computes.
-  void describe(const TrainConfig& config, const std::map<std::string, std::string>& facts, at::Device device) const;
+  void describe(const TrainConfig& config, const std::map<std::string, std::string>& provenance,
+                at::Device device) const;
 
  private:
   std::filesystem::path path_;
@@ -40,8 +41,9 @@ class RunFolder {
 /// The files that a run in this folder writes or replaces, those of its folders checkpoints and model as they are now.
 std::vector<std::filesystem::path> run_outputs(const std::filesystem::path& folder);
 
-/// What must stay the same when a run goes on: every key that decides its results, by "section.key", and `facts` (model
-/// and data fingerprints).
-std::map<std::string, std::string> run_identity(const TrainConfig& config, std::map<std::string, std::string> facts);
+/// What must stay the same when a run goes on: every key that decides its results, by "section.key", and `provenance`
+/// (model and data fingerprints).
+std::map<std::string, std::string> run_identity(const TrainConfig& config,
+                                                std::map<std::string, std::string> provenance);
 
 }  // namespace prulong

@@ -13,9 +13,9 @@
 namespace prulong {
 namespace {
 
-// Calls body(first column, begin, end) for each contiguous stretch of keys: adjacent runs make one matrix product.
+// Calls body(first column, begin, end) for each contiguous segment of keys: adjacent runs make one matrix product.
 template <typename Body>
-void for_each_stretch(const KeyBlock& block, Body body) {
+void for_each_segment(const KeyBlock& block, Body body) {
   int64_t column = 0;
   for (size_t i = 0; i < block.size();) {
     int64_t begin = block[i].begin;
@@ -63,7 +63,7 @@ const at::Tensor& MaskCache::find(Branch branch, const KeyRun& run, Range positi
 void MaskCache::fill_hidden(at::Tensor scores, Branch branch, const KeyBlock& block, Range positions, double value) {
   const int64_t rows = positions.size();
   int64_t column = 0;
-  // for_each_stretch lays a stretch out in key order, so its runs, listed from right to left, fill it from its end.
+  // for_each_segment lays a segment out in key order, so its runs, listed from right to left, fill it from its end.
   for (size_t i = 0; i < block.size();) {
     size_t last = i;
     int64_t width = block[i].size();
@@ -104,7 +104,7 @@ void multiply(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b, b
 
 void multiply_by_keys(const at::Tensor& scores, const at::Tensor& left, const at::Tensor& keys, const KeyBlock& block,
                       int64_t k_begin) {
-  for_each_stretch(block, [&](int64_t column, int64_t begin, int64_t end) {
+  for_each_segment(block, [&](int64_t column, int64_t begin, int64_t end) {
     multiply(scores.narrow(2, column, end - begin), left, keys.narrow(1, k_begin + begin, end - begin).transpose(1, 2),
              false);
   });
@@ -112,7 +112,7 @@ void multiply_by_keys(const at::Tensor& scores, const at::Tensor& left, const at
 
 void multiply_over_keys(const at::Tensor& out, const at::Tensor& scores, const at::Tensor& keys, const KeyBlock& block,
                         int64_t k_begin, bool accumulate) {
-  for_each_stretch(block, [&](int64_t column, int64_t begin, int64_t end) {
+  for_each_segment(block, [&](int64_t column, int64_t begin, int64_t end) {
     multiply(out, scores.narrow(2, column, end - begin), keys.narrow(1, k_begin + begin, end - begin), accumulate);
     accumulate = true;
   });
@@ -120,7 +120,7 @@ void multiply_over_keys(const at::Tensor& out, const at::Tensor& scores, const a
 
 void add_to_keys(const at::Tensor& out, const at::Tensor& scores, const at::Tensor& left, const KeyBlock& block,
                  int64_t k_begin) {
-  for_each_stretch(block, [&](int64_t column, int64_t begin, int64_t end) {
+  for_each_segment(block, [&](int64_t column, int64_t begin, int64_t end) {
     multiply(out.narrow(1, k_begin + begin, end - begin), scores.narrow(2, column, end - begin).transpose(1, 2), left,
              true);
   });

@@ -40,7 +40,7 @@ struct JobTiles {
   int max_keys;
 };
 
-/// Who computes what. The list of all jobs' tiles is cut into one stretch of about equal cost per worker; a job whose
+/// Who computes what. The list of all jobs' tiles is cut into one segment of about equal cost per worker; a job whose
 /// tiles fall to two workers becomes a segment of each.
 struct WorkPlan {
   std::vector<JobTiles> jobs;

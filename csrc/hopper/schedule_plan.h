@@ -67,9 +67,9 @@ PRULONG_DEVICE int sort_tiles(Crew& crew, int* buckets, int max_cost, int places
     visit(p, [&](const Tile&, int cost) { crew.add(&buckets[max_cost - cost], 1); });
   }
   crew.sync();
-  // Exclusive prefix sum: every member its own stretch of the buckets.
-  const int stretch = divide_up(max_cost, crew.size());
-  const int begin = lesser(crew.rank() * stretch, max_cost), end = lesser(begin + stretch, max_cost);
+  // Exclusive prefix sum: every member its own segment of the buckets.
+  const int segment = divide_up(max_cost, crew.size());
+  const int begin = lesser(crew.rank() * segment, max_cost), end = lesser(begin + segment, max_cost);
   int own = 0;
   for (int b = begin; b < end; ++b) own += buckets[b];
   int64_t total = 0;

@@ -9,8 +9,8 @@ namespace prulong {
 AttentionPart global_part(const std::vector<DocumentRows>& documents) {
   AttentionPart part{{}, true, 0};
   for (const DocumentRows& document : documents) {
-    // Keys without queries stay: joining them to the next stretch would change it.
-    if (document.q_length > 0 || document.k_length > 0) part.stretches.push_back(document);
+    // Keys without queries stay: joining them to the next segment would change it.
+    if (document.q_length > 0 || document.k_length > 0) part.segments.push_back(document);
   }
   return part;
 }
@@ -27,17 +27,17 @@ std::vector<AttentionPart> local_parts(const std::vector<DocumentRows>& document
     const int all_seen = std::max(locality.window + keys, offset);
     if (first < all_seen) {
       // The last of these rows, at window + keys - 1, sees the last of these keys: causal as a part defines it.
-      triangle.stretches.push_back({document.q_begin + first - offset, all_seen - first, document.k_begin, keys});
+      triangle.segments.push_back({document.q_begin + first - offset, all_seen - first, document.k_begin, keys});
     }
     for (int row = all_seen; row < document.k_length;) {
       const int rows = std::min(max_rows, document.k_length - row);
-      rest.stretches.push_back({document.q_begin + row - offset, rows, document.k_begin, keys});
+      rest.segments.push_back({document.q_begin + row - offset, rows, document.k_begin, keys});
       row += rows;
     }
   }
   std::vector<AttentionPart> parts;
   for (AttentionPart* part : {&window, &triangle, &rest}) {
-    if (!part->stretches.empty()) parts.push_back(std::move(*part));
+    if (!part->segments.empty()) parts.push_back(std::move(*part));
   }
   return parts;
 }

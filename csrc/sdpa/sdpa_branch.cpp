@@ -25,7 +25,7 @@
 namespace prulong {
 namespace {
 
-// Rows of the sink's part in one stretch: the backward pass gives each stretch its own blocks, so the few sink keys do
+// Rows of the sink's part in one segment: the backward pass gives each segment its own blocks, so the few sink keys do
 // not leave most of the GPU idle.
 constexpr int kSinkRows = 4096;
 // cuDNN makes a plan for every new shape, which short documents do not pay back.
@@ -87,7 +87,7 @@ SdpaBranch::SdpaBranch(const AttentionSpec& spec, bool local, at::Device device)
   one_document_ = false;
   if (local) return;
   const AttentionPart part = global_part(spec.documents);
-  one_document_ = part.stretches.size() == 1 && part.stretches[0].q_length == part.stretches[0].k_length;
+  one_document_ = part.segments.size() == 1 && part.segments[0].q_length == part.segments[0].k_length;
 }
 
 at::Tensor SdpaBranch::Tokens::take(const at::Tensor& t, int64_t dim) const {
@@ -95,22 +95,22 @@ at::Tensor SdpaBranch::Tokens::take(const at::Tensor& t, int64_t dim) const {
 }
 
 SdpaBranch::Call SdpaBranch::prepare(const AttentionPart& part, at::Device device) {
-  // A longest stretch of 1 would switch flash attention to a decode path with another layout of the log-sum-exp; a
+  // A longest segment of 1 would switch flash attention to a decode path with another layout of the log-sum-exp; a
   // larger bound is always allowed.
   Call call{{}, {}, {}, {}, 2, 2, part.causal, part.window};
   std::vector<int32_t> q_bounds = {0}, k_bounds = {0};
   std::vector<at::Tensor> rows, keys;
   bool rows_adjacent = true, keys_adjacent = true;
-  const DocumentRows& first = part.stretches.front();
-  for (const DocumentRows& stretch : part.stretches) {
-    rows_adjacent &= stretch.q_begin == first.q_begin + q_bounds.back();
-    keys_adjacent &= stretch.k_begin == first.k_begin + k_bounds.back();
-    q_bounds.push_back(q_bounds.back() + stretch.q_length);
-    k_bounds.push_back(k_bounds.back() + stretch.k_length);
-    rows.push_back(at::arange(stretch.q_begin, stretch.q_begin + stretch.q_length));
-    keys.push_back(at::arange(stretch.k_begin, stretch.k_begin + stretch.k_length));
-    call.max_q = std::max<int64_t>(call.max_q, stretch.q_length);
-    call.max_k = std::max<int64_t>(call.max_k, stretch.k_length);
+  const DocumentRows& first = part.segments.front();
+  for (const DocumentRows& segment : part.segments) {
+    rows_adjacent &= segment.q_begin == first.q_begin + q_bounds.back();
+    keys_adjacent &= segment.k_begin == first.k_begin + k_bounds.back();
+    q_bounds.push_back(q_bounds.back() + segment.q_length);
+    k_bounds.push_back(k_bounds.back() + segment.k_length);
+    rows.push_back(at::arange(segment.q_begin, segment.q_begin + segment.q_length));
+    keys.push_back(at::arange(segment.k_begin, segment.k_begin + segment.k_length));
+    call.max_q = std::max<int64_t>(call.max_q, segment.q_length);
+    call.max_k = std::max<int64_t>(call.max_k, segment.k_length);
   }
   call.rows = {first.q_begin, q_bounds.back(), rows_adjacent ? at::Tensor() : at::cat(rows).to(device)};
   call.keys = {first.k_begin, k_bounds.back(), keys_adjacent ? at::Tensor() : at::cat(keys).to(device)};

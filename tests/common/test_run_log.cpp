@@ -52,7 +52,7 @@ TEST_CASE("Metrics are appended, messages are kept in log.txt") {
   RunLog log(folder.path(), 1);
   log.metrics("{\"step\":2}");
   CHECK(read_text(folder / "metrics.jsonl") == "{\"step\":1}\n{\"step\":2}\n");
-  CHECK_THAT(read_text(folder.path() / "log.txt"), ContainsSubstring("warning: something {odd} of 100 %\n"));
+  CHECK_THAT(read_text(folder.path() / "log.txt"), ContainsSubstring(" warning something {odd} of 100 %\n"));
 }
 
 TEST_CASE("A measurement that cannot be written, or has no step, is an error") {

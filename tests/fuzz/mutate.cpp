@@ -19,11 +19,11 @@ constexpr std::array<std::string_view, 14> kNumbers = {
     "1e99", "0.5", "1e-99", "NaN", "null"};
 constexpr std::array<std::string_view, 10> kTexts = {"\"", "[", "]", "{", "}", ",", ":", "\n", "\\u0000", "\xff"};
 
-struct Stretch {
+struct Segment {
   size_t begin, size;
 };
 
-Stretch draw_stretch(const std::string& bytes, Random& random) {
+Segment draw_segment(const std::string& bytes, Random& random) {
   const size_t begin = random.below(bytes.size());
   // Mostly short ones.
   const size_t most = random.below(4) == 0 ? bytes.size() - begin : std::min<size_t>(16, bytes.size() - begin);
@@ -65,13 +65,13 @@ void change_once(std::string& bytes, Random& random) {
     bytes = kTexts[random.below(kTexts.size())];
     return;
   }
-  const Stretch stretch = draw_stretch(bytes, random);
+  const Segment segment = draw_segment(bytes, random);
   switch (random.below(10)) {
     case 0:
-      bytes[stretch.begin] = static_cast<char>(bytes[stretch.begin] ^ (1 << random.below(8)));
+      bytes[segment.begin] = static_cast<char>(bytes[segment.begin] ^ (1 << random.below(8)));
       break;
     case 1:
-      bytes[stretch.begin] = static_cast<char>(random.below(256));
+      bytes[segment.begin] = static_cast<char>(random.below(256));
       break;
     case 2:
       change_word<uint16_t>(bytes, random);
@@ -80,25 +80,25 @@ void change_once(std::string& bytes, Random& random) {
       change_word<uint32_t>(bytes, random);
       break;
     case 4:
-      bytes.erase(stretch.begin, stretch.size);
+      bytes.erase(segment.begin, segment.size);
       break;
     case 5:
-      bytes.insert(stretch.begin, bytes.substr(stretch.begin, stretch.size));
+      bytes.insert(segment.begin, bytes.substr(segment.begin, segment.size));
       break;
     case 6: {
-      const std::string piece = bytes.substr(stretch.begin, stretch.size);
+      const std::string piece = bytes.substr(segment.begin, segment.size);
       const size_t to = random.below(bytes.size());
       bytes.replace(to, std::min(piece.size(), bytes.size() - to), piece);
       break;
     }
     case 7:
-      bytes.resize(stretch.begin);
+      bytes.resize(segment.begin);
       break;
     case 8:
-      bytes.insert(stretch.begin, kTexts[random.below(kTexts.size())]);
+      bytes.insert(segment.begin, kTexts[random.below(kTexts.size())]);
       break;
     default:
-      if (!change_number(bytes, random)) std::fill_n(bytes.begin() + stretch.begin, stretch.size, '\0');
+      if (!change_number(bytes, random)) std::fill_n(bytes.begin() + segment.begin, segment.size, '\0');
   }
 }
 

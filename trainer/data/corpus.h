@@ -11,24 +11,25 @@
 
 namespace prulong {
 
-/// Pieces that are read together: a file, a shard. Immutable and thread-safe.
+/// Samples that are read together: a file, a shard. Immutable and thread-safe.
 class Block {
  public:
   virtual ~Block() = default;
 
-  /// How many pieces there are. A piece is what an epoch's order keeps together: a document, or a sample of several.
-  virtual int64_t pieces() const = 0;
+  /// How many samples there are. A sample is what an epoch's order keeps together: a document, or several that were
+  /// stored as one.
+  virtual int64_t samples() const = 0;
 
-  /// The tokens of a piece, >= 0.
-  virtual int64_t tokens(int64_t piece) const = 0;
+  /// The tokens of a sample, >= 0.
+  virtual int64_t tokens(int64_t sample) const = 0;
 
-  /// Appends the tokens [first, first + count) of a piece, count > 0, all of which exist, and the boundary after each
+  /// Appends the tokens [first, first + count) of a sample, count > 0, all of which exist, and the boundary after each
   /// document among them; the last one ends with them in any case.
   /// @throws Error naming the file when it holds a token outside the vocabulary.
-  virtual void append(int64_t piece, int64_t first, int64_t count, Sequence& sequence) const = 0;
+  virtual void append(int64_t sample, int64_t first, int64_t count, Sequence& sequence) const = 0;
 };
 
-/// Blocks of pieces. Thread-safe.
+/// Blocks of samples. Thread-safe.
 class Corpus {
  public:
   virtual ~Corpus() = default;

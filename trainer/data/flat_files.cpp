@@ -62,28 +62,28 @@ class FlatFiles final : public Block {
     }
     for (const fs::path& path : find_files(options.path, options.type ? ".bin" : ".npy")) {
       IntegerFile file = options.type ? IntegerFile::open_raw(path, *options.type) : IntegerFile::open_npy(path);
-      const int64_t piece_tokens = file.shape().size() == 2 ? file.shape()[1] : seq_len;
-      const int64_t pieces = piece_tokens == 0 ? 0 : (file.size() + piece_tokens - 1) / piece_tokens;
+      const int64_t sample_tokens = file.shape().size() == 2 ? file.shape()[1] : seq_len;
+      const int64_t samples = sample_tokens == 0 ? 0 : (file.size() + sample_tokens - 1) / sample_tokens;
       const std::string name = path.filename().string();  // hashed: its bytes need not be text
       fingerprint_ += ":" + std::to_string(hash64(name)) + "=" + std::to_string(file.sample_hash());
-      files_.push_back({std::move(file), pieces_, piece_tokens});
-      pieces_ += pieces;
+      files_.push_back({std::move(file), samples_, sample_tokens});
+      samples_ += samples;
     }
-    if (pieces_ == 0) throw Error(options.path.string() + ": tokens expected, none found; give files that have some");
+    if (samples_ == 0) throw Error(options.path.string() + ": tokens expected, none found; give files that have some");
   }
 
-  int64_t pieces() const override { return pieces_; }
+  int64_t samples() const override { return samples_; }
 
-  int64_t tokens(int64_t piece) const override {
-    const File& file = file_of(piece);
-    return std::min(file.piece_tokens, file.integers.size() - (piece - file.first_piece) * file.piece_tokens);
+  int64_t tokens(int64_t sample) const override {
+    const File& file = file_of(sample);
+    return std::min(file.sample_tokens, file.integers.size() - (sample - file.first_sample) * file.sample_tokens);
   }
 
-  void append(int64_t piece, int64_t first, int64_t count, Sequence& sequence) const override {
-    const File& file = file_of(piece);
+  void append(int64_t sample, int64_t first, int64_t count, Sequence& sequence) const override {
+    const File& file = file_of(sample);
     std::vector<int32_t>& tokens = sequence.tokens;
     const auto start = std::ssize(tokens);
-    file.integers.append((piece - file.first_piece) * file.piece_tokens + first, count, options_.vocab_size,
+    file.integers.append((sample - file.first_sample) * file.sample_tokens + first, count, options_.vocab_size,
                          "the model", tokens);
     if (options_.end_token >= 0) {
       const auto end_token = static_cast<int32_t>(options_.end_token);
@@ -104,19 +104,19 @@ class FlatFiles final : public Block {
  private:
   struct File {
     IntegerFile integers;
-    int64_t first_piece;
-    int64_t piece_tokens;
+    int64_t first_sample;
+    int64_t sample_tokens;
   };
 
-  const File& file_of(int64_t piece) const {
-    const auto after = std::upper_bound(files_.begin(), files_.end(), piece,
-                                        [](int64_t wanted, const File& file) { return wanted < file.first_piece; });
-    return *(after - 1);  // the last of those that start there: empty files before it have no piece
+  const File& file_of(int64_t sample) const {
+    const auto after = std::upper_bound(files_.begin(), files_.end(), sample,
+                                        [](int64_t wanted, const File& file) { return wanted < file.first_sample; });
+    return *(after - 1);  // the last of those that start there: empty files before it have no sample
   }
 
   FlatFileOptions options_;
   std::vector<File> files_;
-  int64_t pieces_ = 0;
+  int64_t samples_ = 0;
   std::string fingerprint_;
 };
 

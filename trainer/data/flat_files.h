@@ -21,8 +21,8 @@ struct FlatFileOptions {
 
 /// Opens .npy files (1-D or 2-D, see IntegerFile) or raw files of uint16 or uint32.
 ///
-/// The pieces of an epoch (packing.h) are the rows of 2-D arrays and stretches of seq_len tokens of everything else
-/// (the end of a file: shorter), so that opening costs nothing. Documents end with a piece and after every end_token.
+/// The samples of an epoch (packing.h) are the rows of 2-D arrays and segments of seq_len tokens of everything else
+/// (the end of a file: shorter), so that opening costs nothing. Documents end with a sample and after every end_token.
 /// The fingerprint knows names, sizes and a sample of every file's bytes, not all of them.
 /// @throws Error naming the file or folder: missing, damaged, no tokens, written by prepare_data.py for another type.
 std::unique_ptr<Source> open_flat_files(const FlatFileOptions& options, int64_t seq_len, uint64_t seed);

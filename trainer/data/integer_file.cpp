@@ -136,12 +136,12 @@ int64_t IntegerFile::largest() const {
 }
 
 uint64_t IntegerFile::sample_hash() const {
-  constexpr size_t kStretches = 16, kLength = 4096;
+  constexpr size_t kSegments = 16, kLength = 4096;
   const std::string_view text(reinterpret_cast<const char*>(bytes().data()), bytes().size());
   uint64_t hash = hash64(std::to_string(text.size()));
-  if (text.size() <= kStretches * kLength) return hash ^ hash64(text);
-  for (size_t i = 0; i < kStretches; ++i) {
-    const size_t start = (text.size() - kLength) / (kStretches - 1) * i;
+  if (text.size() <= kSegments * kLength) return hash ^ hash64(text);
+  for (size_t i = 0; i < kSegments; ++i) {
+    const size_t start = (text.size() - kLength) / (kSegments - 1) * i;
     hash = mix64(hash ^ hash64(text.substr(start, kLength)));
   }
   return hash;

@@ -59,7 +59,7 @@ class IntegerFile {
   int64_t size() const { return size_; }
   /// The whole file.
   std::span<const std::byte> bytes() const { return file_->bytes(); }
-  /// A hash of the file's size and of up to 16 stretches of 4 KiB, evenly spread from its start to its end.
+  /// A hash of the file's size and of up to 16 segments of 4 KiB, evenly spread from its start to its end.
   uint64_t sample_hash() const;
 
   /// The largest integer; reads the whole file. -1 where there is none.

@@ -65,16 +65,16 @@ class Shard final : public Block {
     find_samples();
   }
 
-  int64_t pieces() const override { return info_.samples; }
+  int64_t samples() const override { return info_.samples; }
 
-  int64_t tokens(int64_t piece) const override {
+  int64_t tokens(int64_t sample) const override {
     int64_t sum = 0;
-    for (const Document& document : documents_of(piece)) sum += document.tokens;
+    for (const Document& document : documents_of(sample)) sum += document.tokens;
     return sum;
   }
 
-  void append(int64_t piece, int64_t first, int64_t count, Sequence& sequence) const override {
-    for (const Document& document : documents_of(piece)) {
+  void append(int64_t sample, int64_t first, int64_t count, Sequence& sequence) const override {
+    for (const Document& document : documents_of(sample)) {
       const int64_t here = std::min(document.tokens - first, count);
       if (here <= 0) {
         if (count == 0) break;
@@ -84,11 +84,11 @@ class Shard final : public Block {
       const int64_t bad = append_tokens(document.type, document.data + first * bytes_of(document.type), here,
                                         vocab_size_, sequence.tokens);
       if (bad >= 0) {
-        fail_sample(piece, "token " +
-                               std::to_string(load_integer(document.type,
-                                                           document.data + (first + bad) * bytes_of(document.type))) +
-                               " is beyond the vocabulary of " + std::to_string(vocab_size_) +
-                               "; prepare the data with the model's own tokenizer");
+        fail_sample(sample, "token " +
+                                std::to_string(load_integer(document.type,
+                                                            document.data + (first + bad) * bytes_of(document.type))) +
+                                " is beyond the vocabulary of " + std::to_string(vocab_size_) +
+                                "; prepare the data with the model's own tokenizer");
       }
       sequence.cu_seqlens.push_back(static_cast<int32_t>(sequence.tokens.size()));
       count -= here;

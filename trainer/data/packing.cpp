@@ -28,8 +28,8 @@ struct Epoch {
 struct Turn {
   int64_t begin, end;  ///< in tokens of the stream
   std::shared_ptr<const Block> block;
-  Permutation order;            ///< place in the turn -> piece
-  std::vector<int64_t> starts;  ///< [pieces + 1], in tokens from begin
+  Permutation order;            ///< place in the turn -> sample
+  std::vector<int64_t> starts;  ///< [samples + 1], in tokens from begin
 };
 
 /// Moves an entry to the front: the least recently used one stays last.
@@ -77,7 +77,7 @@ class Packer final : public Source {
  private:
   static constexpr int64_t kUnknown = -1;
 
-  /// Appends the piece that lies at `offset` of the turn, from there to its end or to the sequence's.
+  /// Appends the sample that lies at `offset` of the turn, from there to its end or to the sequence's.
   /// @return how many tokens that were, > 0.
   int64_t append(const Turn& turn, int64_t offset, Sequence& result) const {
     const auto after = std::upper_bound(turn.starts.begin(), turn.starts.end(), offset);
@@ -110,7 +110,7 @@ class Packer final : public Source {
   Epoch* reach(int64_t index, int64_t offset) const {
     if (!bring_forward(epochs_, [&](const Epoch& e) { return e.index == index; })) {
       Random key({seed_, static_cast<uint64_t>(index)});
-      key.next();  // the pieces' key
+      key.next();  // the samples' key
       add_in_front(epochs_, Epoch{index, Permutation(static_cast<uint64_t>(corpus_->blocks()), key.next()), {0}});
     }
     Epoch& epoch = epochs_.front();
@@ -131,7 +131,7 @@ class Packer final : public Source {
     if (tokens == kUnknown) {
       const auto opened = open(block);
       int64_t sum = 0;
-      for (int64_t piece = 0; piece < opened->pieces(); ++piece) sum += opened->tokens(piece);
+      for (int64_t sample = 0; sample < opened->samples(); ++sample) sum += opened->tokens(sample);
       tokens = sum;
     }
     return tokens;
@@ -139,14 +139,14 @@ class Packer final : public Source {
 
   std::shared_ptr<const Turn> take_turn(int64_t epoch, int64_t block, int64_t begin, int64_t end) const {
     auto opened = open(block);
-    const int64_t pieces = opened->pieces();
+    const int64_t samples = opened->samples();
     const uint64_t key = Random({seed_, static_cast<uint64_t>(epoch)}).next() ^ mix64(static_cast<uint64_t>(block));
-    Turn turn{begin, end, std::move(opened), Permutation(static_cast<uint64_t>(pieces), key), {}};
-    turn.starts.reserve(static_cast<size_t>(pieces) + 1);
+    Turn turn{begin, end, std::move(opened), Permutation(static_cast<uint64_t>(samples), key), {}};
+    turn.starts.reserve(static_cast<size_t>(samples) + 1);
     turn.starts.push_back(0);
-    for (int64_t place = 0; place < pieces; ++place) {
-      const auto piece = static_cast<int64_t>(turn.order(static_cast<uint64_t>(place)));
-      turn.starts.push_back(turn.starts.back() + turn.block->tokens(piece));
+    for (int64_t place = 0; place < samples; ++place) {
+      const auto sample = static_cast<int64_t>(turn.order(static_cast<uint64_t>(place)));
+      turn.starts.push_back(turn.starts.back() + turn.block->tokens(sample));
     }
     return std::make_shared<const Turn>(std::move(turn));
   }

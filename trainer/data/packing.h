@@ -11,9 +11,9 @@ namespace prulong {
 
 /// Makes a stream of a corpus.
 ///
-/// An epoch is every piece once: the blocks in an order drawn from (seed, epoch), the pieces of each in an order drawn
-/// from (seed, epoch, block), one after another; the epochs follow each other, and sequence(n) is the n-th slice of
-/// seq_len tokens of that. A document that a slice cuts counts as two documents.
+/// An epoch is every sample once: the blocks in an order drawn from (seed, epoch), the samples of each in an order
+/// drawn from (seed, epoch, block), one after another; the epochs follow each other, and sequence(n) is the n-th slice
+/// of seq_len tokens of that. A document that a slice cuts counts as two documents.
 ///
 /// Blocks are opened when they are first needed. Where sequence n lies depends on how many tokens the blocks before it
 /// have, so the first sequence that is asked for opens all of those once; reading on from there opens one at a time.

@@ -18,7 +18,7 @@ namespace {
 constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
 constexpr int64_t kMaxInt64 = std::numeric_limits<int64_t>::max();
 
-/// The folder's files; one block, whose pieces are the documents.
+/// The folder's files; one block, whose samples are the documents.
 class TokenFolder final : public Block {
  public:
   TokenFolder(const std::filesystem::path& folder, int64_t vocab_size)
@@ -37,11 +37,11 @@ class TokenFolder final : public Block {
     check_largest_token(folder.string(), has_largest ? largest : tokens_.largest(), recorded, vocab_size);
   }
 
-  int64_t pieces() const override { return documents_.size() - 1; }
-  int64_t tokens(int64_t piece) const override { return documents_[piece + 1] - documents_[piece]; }
+  int64_t samples() const override { return documents_.size() - 1; }
+  int64_t tokens(int64_t sample) const override { return documents_[sample + 1] - documents_[sample]; }
 
-  void append(int64_t piece, int64_t first, int64_t count, Sequence& sequence) const override {
-    tokens_.append(documents_[piece] + first, count, vocab_size_, owner_, sequence.tokens);
+  void append(int64_t sample, int64_t first, int64_t count, Sequence& sequence) const override {
+    tokens_.append(documents_[sample] + first, count, vocab_size_, owner_, sequence.tokens);
     sequence.cu_seqlens.push_back(static_cast<int32_t>(sequence.tokens.size()));
   }
 

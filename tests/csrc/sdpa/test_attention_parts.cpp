@@ -16,7 +16,7 @@ namespace {
 std::vector<std::vector<int>> count_pairs(const std::vector<AttentionPart>& parts, int queries, int keys) {
   std::vector<std::vector<int>> counts(static_cast<size_t>(queries), std::vector<int>(static_cast<size_t>(keys)));
   for (const AttentionPart& part : parts) {
-    for (const DocumentRows& s : part.stretches) {
+    for (const DocumentRows& s : part.segments) {
       for (int r = 0; r < s.q_length; ++r) {
         const int last = part.causal ? s.k_length - s.q_length + r : s.k_length - 1;
         const int first = part.window > 0 ? std::max<int>(0, last - part.window + 1) : 0;
@@ -62,18 +62,18 @@ TEST_CASE("the parts of a branch cover each visible pair once and nothing else")
       for (const int window : {1, 2, 9, 25, 60}) {
         const auto wanted = visible_pairs(documents, {sink, window}, prulong::Branch::kLocal, queries, keys);
         for (const int max_rows : {1, 4, 1000}) {
-          INFO("sink " << sink << ", window " << window << ", stretches of " << max_rows);
+          INFO("sink " << sink << ", window " << window << ", segments of " << max_rows);
           const auto parts = prulong::local_parts(documents, {sink, window}, max_rows);
           CHECK(count_pairs(parts, queries, keys) == wanted);
           // The first covers all tokens in order: PyTorch computes every row's own output with it.
           int rows = 0;
-          for (const DocumentRows& s : parts.front().stretches) {
+          for (const DocumentRows& s : parts.front().segments) {
             CHECK(s.q_begin == rows);
             rows += s.q_length;
           }
           CHECK(rows == queries);
           for (const AttentionPart& part : parts) {
-            for (const DocumentRows& s : part.stretches)
+            for (const DocumentRows& s : part.segments)
               CHECK((part.window > 0 || s.q_length <= std::max(max_rows, sink)));
           }
         }

@@ -53,13 +53,13 @@ TEST_CASE("several files of either kind and of every type are one epoch") {
 
   write_u16(folder.path() / "x.npy", count_from<uint16_t>(0, 30));
   write_i64(folder.path() / "y.npy", count_from<int64_t>(30, 25));
-  write_text(folder.path() / "z.npy", npy(header("<i4", 0), ""));  // empty: no piece
+  write_text(folder.path() / "z.npy", npy(header("<i4", 0), ""));  // empty: no sample
   write_text(folder.path() / "zz.npy", npy(header("<u4", 10), bytes_of(count_from<uint32_t>(55, 10))));
   check_epoch({folder.path(), {}, -1, kVocab}, 6, 65);
   CHECK(open_flat_files({folder.path(), {}, -1, kVocab}, 6, 3)->vocab_size() == kVocab);
 }
 
-TEST_CASE("pieces are whole sequences, and rows of a matrix are documents") {
+TEST_CASE("samples are whole sequences, and rows of a matrix are documents") {
   const TemporaryFolder folder;
   const auto path = folder.path() / "a.npy";
   write_u16(path, count_from<uint16_t>(0, 64));

@@ -60,10 +60,10 @@ std::vector<Documents> read_samples(const fs::path& folder, std::optional<Intege
   std::vector<Documents> samples;
   for (const MdsShard& shard : read_mds_index(JsonFile(folder / "index.json"), type)) {
     const auto block = open_mds_shard(folder, shard, kVocab);
-    for (int64_t piece = 0; piece < block->pieces(); ++piece) {
+    for (int64_t sample = 0; sample < block->samples(); ++sample) {
       Sequence sequence{{}, {0}, {}};
-      block->append(piece, 0, block->tokens(piece), sequence);
-      CHECK(std::ssize(sequence.tokens) == block->tokens(piece));
+      block->append(sample, 0, block->tokens(sample), sequence);
+      CHECK(std::ssize(sequence.tokens) == block->tokens(sample));
       samples.push_back(split(sequence));
     }
   }

@@ -18,21 +18,21 @@
 namespace prulong {
 namespace {
 
-/// Blocks of pieces whose tokens are the consecutive numbers from a first one on, through the whole corpus.
+/// Blocks of samples whose tokens are the consecutive numbers from a first one on, through the whole corpus.
 class Counting final : public Corpus {
  public:
-  /// @param pieces  [block][piece] their lengths.
-  Counting(std::vector<std::vector<int64_t>> pieces, int32_t first) : pieces_(std::move(pieces)) {
-    for (const auto& block : pieces_) {
+  /// @param samples  [block][sample] their lengths.
+  Counting(std::vector<std::vector<int64_t>> samples, int32_t first) : samples_(std::move(samples)) {
+    for (const auto& block : samples_) {
       firsts_.push_back(first);
       first += static_cast<int32_t>(std::accumulate(block.begin(), block.end(), int64_t{0}));
     }
   }
 
-  int64_t blocks() const override { return std::ssize(pieces_); }
+  int64_t blocks() const override { return std::ssize(samples_); }
   std::shared_ptr<const Block> open_block(int64_t index) const override {
     ++opened;
-    return std::make_shared<const Pieces>(pieces_[static_cast<size_t>(index)], firsts_[static_cast<size_t>(index)]);
+    return std::make_shared<const Samples>(samples_[static_cast<size_t>(index)], firsts_[static_cast<size_t>(index)]);
   }
   std::string name() const override { return "counting"; }
   int64_t vocab_size() const override { return 1 << 30; }
@@ -41,14 +41,14 @@ class Counting final : public Corpus {
   mutable std::atomic<int> opened = 0;
 
  private:
-  class Pieces final : public Block {
+  class Samples final : public Block {
    public:
-    Pieces(std::vector<int64_t> lengths, int32_t first) : lengths_(std::move(lengths)), first_(first) {}
-    int64_t pieces() const override { return std::ssize(lengths_); }
-    int64_t tokens(int64_t piece) const override { return lengths_[static_cast<size_t>(piece)]; }
-    void append(int64_t piece, int64_t first, int64_t count, Sequence& sequence) const override {
-      REQUIRE((first >= 0 && count > 0 && first + count <= tokens(piece)));
-      const int64_t before = std::accumulate(lengths_.begin(), lengths_.begin() + piece, int64_t{0});
+    Samples(std::vector<int64_t> lengths, int32_t first) : lengths_(std::move(lengths)), first_(first) {}
+    int64_t samples() const override { return std::ssize(lengths_); }
+    int64_t tokens(int64_t sample) const override { return lengths_[static_cast<size_t>(sample)]; }
+    void append(int64_t sample, int64_t first, int64_t count, Sequence& sequence) const override {
+      REQUIRE((first >= 0 && count > 0 && first + count <= tokens(sample)));
+      const int64_t before = std::accumulate(lengths_.begin(), lengths_.begin() + sample, int64_t{0});
       for (int64_t i = 0; i < count; ++i) {
         sequence.tokens.push_back(first_ + static_cast<int32_t>(before + first + i));
       }
@@ -60,24 +60,24 @@ class Counting final : public Corpus {
     int32_t first_;
   };
 
-  std::vector<std::vector<int64_t>> pieces_;
+  std::vector<std::vector<int64_t>> samples_;
   std::vector<int32_t> firsts_;
 };
 
-/// Random blocks, empty ones and empty pieces among them.
-std::vector<std::vector<int64_t>> random_pieces(Random& random) {
-  std::vector<std::vector<int64_t>> pieces(1 + random.below(6));
-  for (auto& block : pieces) {
+/// Random blocks, empty ones and empty samples among them.
+std::vector<std::vector<int64_t>> random_samples(Random& random) {
+  std::vector<std::vector<int64_t>> samples(1 + random.below(6));
+  for (auto& block : samples) {
     block.resize(random.below(9));
     for (int64_t& length : block) length = static_cast<int64_t>(random.below(4) == 0 ? 0 : random.below(30));
   }
-  pieces.back().push_back(7);
-  return pieces;
+  samples.back().push_back(7);
+  return samples;
 }
 
-int64_t count_tokens(const std::vector<std::vector<int64_t>>& pieces) {
+int64_t count_tokens(const std::vector<std::vector<int64_t>>& samples) {
   int64_t total = 0;
-  for (const auto& block : pieces) total = std::accumulate(block.begin(), block.end(), total);
+  for (const auto& block : samples) total = std::accumulate(block.begin(), block.end(), total);
   return total;
 }
 
@@ -93,14 +93,14 @@ std::vector<int32_t> stream(const Source& source, int64_t sequences) {
 TEST_CASE("each epoch of a corpus of many blocks holds every token once, block by block, in another order") {
   Random random({1});
   for (int trial = 0; trial < 200; ++trial) {
-    const auto pieces = random_pieces(random);
-    const int64_t total = count_tokens(pieces), seq_len = 1 + static_cast<int64_t>(random.below(40));
-    const auto source = pack_corpus(std::make_unique<Counting>(pieces, 0), seq_len, random.next());
+    const auto samples = random_samples(random);
+    const int64_t total = count_tokens(samples), seq_len = 1 + static_cast<int64_t>(random.below(40));
+    const auto source = pack_corpus(std::make_unique<Counting>(samples, 0), seq_len, random.next());
     const auto tokens = stream(*source, 3 * total / seq_len + 1);
     std::vector<int32_t> block_of;
-    for (size_t b = 0; b < pieces.size(); ++b) {
+    for (size_t b = 0; b < samples.size(); ++b) {
       block_of.insert(block_of.end(),
-                      static_cast<size_t>(std::accumulate(pieces[b].begin(), pieces[b].end(), int64_t{0})),
+                      static_cast<size_t>(std::accumulate(samples[b].begin(), samples[b].end(), int64_t{0})),
                       static_cast<int32_t>(b));
     }
     for (int64_t epoch = 0; epoch < 3; ++epoch) {
@@ -118,21 +118,21 @@ TEST_CASE("each epoch of a corpus of many blocks holds every token once, block b
   }
 }
 
-TEST_CASE("blocks and the pieces of each come in every order, another one in each epoch and block") {
-  const std::vector<std::vector<int64_t>> pieces(3, {1, 1, 1});
-  std::map<std::array<int32_t, 3>, int> block_orders, piece_orders;
+TEST_CASE("blocks and the samples of each come in every order, another one in each epoch and block") {
+  const std::vector<std::vector<int64_t>> samples(3, {1, 1, 1});
+  std::map<std::array<int32_t, 3>, int> block_orders, sample_orders;
   int same_in_two_blocks = 0;
-  const auto source = pack_corpus(std::make_unique<Counting>(pieces, 0), 9, 5);
+  const auto source = pack_corpus(std::make_unique<Counting>(samples, 0), 9, 5);
   for (int64_t epoch = 0; epoch < 600; ++epoch) {
     const auto tokens = source->sequence(epoch).tokens;
     ++block_orders[{tokens[0] / 3, tokens[3] / 3, tokens[6] / 3}];
-    ++piece_orders[{tokens[0] % 3, tokens[1] % 3, tokens[2] % 3}];
+    ++sample_orders[{tokens[0] % 3, tokens[1] % 3, tokens[2] % 3}];
     same_in_two_blocks += tokens[0] % 3 == tokens[3] % 3 && tokens[1] % 3 == tokens[4] % 3;
   }
   CHECK(block_orders.size() == 6);
-  CHECK(piece_orders.size() == 6);
+  CHECK(sample_orders.size() == 6);
   for (const auto& [order, count] : block_orders) CHECK(count == Approx(100).margin(50));
-  for (const auto& [order, count] : piece_orders) CHECK(count == Approx(100).margin(50));
+  for (const auto& [order, count] : sample_orders) CHECK(count == Approx(100).margin(50));
   CHECK(same_in_two_blocks == Approx(100).margin(50));
 }
 
@@ -141,7 +141,7 @@ std::unique_ptr<Source> make_mixture(uint64_t seed) {
   Random random({seed});
   std::vector<WeightedSource> sources;
   for (const double weight : {0.5, 0.3, 0.2}) {
-    auto corpus = std::make_unique<Counting>(random_pieces(random), static_cast<int32_t>(sources.size()) * 1000000);
+    auto corpus = std::make_unique<Counting>(random_samples(random), static_cast<int32_t>(sources.size()) * 1000000);
     sources.push_back({pack_corpus(std::move(corpus), 8, seed), weight});
   }
   return mix_sources(std::move(sources));
@@ -190,7 +190,7 @@ TEST_CASE("any number of readers, each with its own source or all with one, get 
 
 TEST_CASE("a mixture goes through each of its sources' epochs at the source's own pace") {
   Random random({9});
-  const auto small = random_pieces(random), large = random_pieces(random);
+  const auto small = random_samples(random), large = random_samples(random);
   const int64_t small_total = count_tokens(small), large_total = count_tokens(large);
   std::vector<WeightedSource> sources;
   sources.push_back({pack_corpus(std::make_unique<Counting>(small, 0), 1, 1), 3});
@@ -222,8 +222,8 @@ TEST_CASE("blocks are opened when their turn comes, once each") {
 }
 
 TEST_CASE("a corpus without tokens is refused, as are sequences and lengths out of range") {
-  const auto pack = [](std::vector<std::vector<int64_t>> pieces, int64_t seq_len) {
-    return pack_corpus(std::make_unique<Counting>(std::move(pieces), 0), seq_len, 1);
+  const auto pack = [](std::vector<std::vector<int64_t>> samples, int64_t seq_len) {
+    return pack_corpus(std::make_unique<Counting>(std::move(samples), 0), seq_len, 1);
   };
   CHECK_THROWS_WITH(pack({{}, {0, 0}}, 4)->sequence(0), ContainsSubstring("counting: tokens expected, none found"));
   CHECK_THROWS_WITH(pack({{5}}, 4)->sequence(-1), ContainsSubstring("out of range"));

@@ -64,7 +64,7 @@ std::set<std::string> words(const std::string& file) {
   return {std::istream_iterator<std::string>(text), {}};
 }
 
-/// The texts of the stretches that are marked as answers.
+/// The texts of the segments that are marked as answers.
 std::vector<std::string> answers(const Sequence& sequence) {
   std::vector<std::string> result;
   for (size_t i = 0; i < sequence.tokens.size(); ++i) {
