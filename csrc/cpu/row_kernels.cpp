@@ -4,56 +4,25 @@
 #include <cstring>
 #include <limits>
 
+#include "csrc/cpu/exponential.h"
+
 // One build serves every x86-64: the loader picks the widest version that the processor has.
 #if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__)
 #define PRULONG_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define PRULONG_CLONES
 #endif
-#define PRULONG_INLINE __attribute__((always_inline)) inline
 
 namespace prulong {
 namespace {
 
 constexpr int64_t kLanes = 8;
 using Floats = float __attribute__((vector_size(kLanes * sizeof(float))));
-using Ints = int32_t __attribute__((vector_size(kLanes * sizeof(int32_t))));
 
 PRULONG_INLINE void load(Floats& x, const float* from) { std::memcpy(&x, from, sizeof(x)); }
 PRULONG_INLINE void store(const Floats& x, float* to) { std::memcpy(to, &x, sizeof(x)); }
 
-// x = e^x: 2^n by exponent bits and e^r by its Taylor polynomial, |r| <= ln 2 / 2. Below the smallest normal number: 0.
-PRULONG_INLINE void exponential(Floats& x) {
-  constexpr float kLowest = -87.3F, kHighest = 88.0F;
-  constexpr float kLog2e = 1.44269504F;
-  constexpr float kLn2High = 0.693359375F, kLn2Low = -2.12194440e-4F;  // ln 2 in two parts: n times the first is exact
-  constexpr float kRound = 12582912.0F;                                // 1.5 * 2^23: adding it rounds to an integer
-  const Ints underflow = x < kLowest;
-  x = underflow ? Floats{} + kLowest : x;  // a NaN compares false and stays
-  x = x > kHighest ? Floats{} + kHighest : x;
-  const Floats shifted = x * kLog2e + kRound;
-  const Floats n = shifted - kRound;
-  Floats r = x - n * kLn2High;
-  r = r - n * kLn2Low;
-  Floats p = r * (1.0F / 5040) + (1.0F / 720);
-  p = p * r + (1.0F / 120);
-  p = p * r + (1.0F / 24);
-  p = p * r + (1.0F / 6);
-  p = p * r + 0.5F;
-  p = p * (r * r) + r + 1.0F;
-  Ints bits;
-  std::memcpy(&bits, &shifted, sizeof(bits));
-  bits = (bits << 23) + 0x3F800000;
-  Floats power;
-  std::memcpy(&power, &bits, sizeof(power));
-  x = underflow ? Floats{} : p * power;
-}
-
-PRULONG_INLINE float exponential_of(float x) {
-  Floats lanes = Floats{} + x;
-  exponential(lanes);
-  return lanes[0];
-}
+PRULONG_INLINE float exponential_of(float x) { return exponential(Floats{} + x)[0]; }
 
 PRULONG_INLINE float largest(const float* row, int64_t columns) {
   const float lowest = -std::numeric_limits<float>::infinity();
@@ -78,7 +47,7 @@ PRULONG_INLINE float exp_row(float* row, int64_t columns, float shift) {
     Floats x;
     load(x, row + c);
     x -= shift;
-    exponential(x);
+    x = exponential(x);
     sums += x;
     store(x, row + c);
   }
@@ -88,7 +57,7 @@ PRULONG_INLINE float exp_row(float* row, int64_t columns, float shift) {
     const auto bytes = static_cast<size_t>(columns - c) * sizeof(float);
     std::memcpy(&x, row + c, bytes);
     x -= shift;
-    exponential(x);
+    x = exponential(x);
     sums += x;
     std::memcpy(row + c, &x, bytes);
   }
