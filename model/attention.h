@@ -28,6 +28,10 @@ class Attention {
   /// What attend differentiates beside q, k and v, [Hkv]: a layer's gates; undefined where there are none. In a layer
   /// that is computed again `state.gates` stands for it.
   virtual at::Tensor gates(int64_t layer) const = 0;
+
+  /// Whether each row's results shall not depend on the other rows of the pass, bit for bit: on the CPU in float32
+  /// without gradients; elsewhere as good as the device gives.
+  virtual bool independent_rows() const { return false; }
 };
 
 /// Which keys each KV head sees.

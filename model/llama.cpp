@@ -12,9 +12,9 @@
 #include <utility>
 
 #include "common/error.h"
-#include "model/layer_functions.h"
 #include "model/llama_layer.h"
 #include "model/rope.h"
+#include "model/row_functions.h"
 
 namespace prulong {
 namespace {
@@ -67,7 +67,9 @@ at::Device Llama::device() const { return weights_.embedding().device(); }
 
 at::ScalarType Llama::dtype() const { return weights_.embedding().scalar_type(); }
 
-at::Tensor Llama::logits(const at::Tensor& hidden) const { return linear(hidden, head_weight()); }
+at::Tensor Llama::logits(const at::Tensor& hidden, bool independent_rows) const {
+  return row_functions(hidden, independent_rows).linear(hidden, head_weight(), {});
+}
 
 at::Tensor Llama::forward(const at::Tensor& tokens, const at::Tensor& positions,
                           const std::shared_ptr<Attention>& attention, bool inputs_only) const {
@@ -82,15 +84,17 @@ at::Tensor Llama::forward(const at::Tensor& tokens, const at::Tensor& positions,
                 "; make both by PackedTokens");
   }
   if (tokens.is_cpu()) check_tokens(tokens, config_.vocab_size);
-  const auto context = std::make_shared<const LayerContext>(LayerContext{
-      rope_table(rope_frequencies_, positions, dtype()), config_.head_dim, config_.rms_norm_eps, attention});
+  const RowFunctions& functions = row_functions(weights_.embedding(), attention->independent_rows());
+  const auto context = std::make_shared<const LayerContext>(
+      LayerContext{&functions, functions.rope_table(rope_frequencies_, positions, dtype()), config_.head_dim,
+                   config_.rms_norm_eps, attention});
   const bool recompute = inputs_only && c10::GradMode::is_enabled();
   at::Tensor x = at::embedding(weights_.embedding(), tokens);
   for (int64_t l = 0; l < config_.layers; ++l) {
     const LayerWeights& layer = weights_.layer(l);
     x = recompute ? layer_forward_recomputed(context, l, layer, x) : layer_forward(*context, l, layer, x);
   }
-  return rms_norm(x, weights_.final_norm(), config_.rms_norm_eps);
+  return functions.rms_norm(x, weights_.final_norm(), config_.rms_norm_eps);
 }
 
 at::Tensor Llama::forward(const PackedTokens& input, const HeadMask& mask, const RecomputePolicy& policy) const {

@@ -57,7 +57,8 @@ class Llama {
 
   /// [T, vocab_size] logits of hidden states. For a few rows; training uses next_token_loss, which never holds all of
   /// them.
-  at::Tensor logits(const at::Tensor& hidden) const;
+  /// @param independent_rows  as Attention::independent_rows.
+  at::Tensor logits(const at::Tensor& hidden, bool independent_rows = false) const;
 
   /// lm_head.weight, or the embedding when tied: [vocab_size, hidden_size].
   const at::Tensor& head_weight() const { return weights_.head(); }

@@ -26,28 +26,30 @@ constexpr int64_t kMlpRows = 8192;
 /// x + the attention block's output.
 at::Tensor attention_half(const LayerContext& context, int64_t index, const LayerWeights& weights, const at::Tensor& x,
                           RecomputeState& state) {
-  const at::Tensor normed = rms_norm(x, weights.input_norm, context.rms_norm_eps);
+  const RowFunctions& f = *context.functions;
+  const at::Tensor normed = f.rms_norm(x, weights.input_norm, context.rms_norm_eps);
   const auto heads_of = [&](const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& norm) {
-    at::Tensor flat = linear(normed, weight, bias).view({-1, context.head_dim});
-    if (norm.defined()) flat = rms_norm(flat, norm, context.rms_norm_eps);
+    at::Tensor flat = f.linear(normed, weight, bias).view({-1, context.head_dim});
+    if (norm.defined()) flat = f.rms_norm(flat, norm, context.rms_norm_eps);
     return flat.view({x.size(0), -1, context.head_dim});
   };
-  const at::Tensor q = rotate(heads_of(weights.q, weights.q_bias, weights.q_norm), context.rope);
-  const at::Tensor k = rotate(heads_of(weights.k, weights.k_bias, weights.k_norm), context.rope);
+  const at::Tensor q = f.rotate(heads_of(weights.q, weights.q_bias, weights.q_norm), context.rope);
+  const at::Tensor k = f.rotate(heads_of(weights.k, weights.k_bias, weights.k_norm), context.rope);
   const at::Tensor v = heads_of(weights.v, weights.v_bias, {});
   // In place on a fresh product: nothing has saved it for a backward pass.
-  return linear(context.attention->attend(index, q, k, v, state).flatten(1), weights.o).add_(x);
+  return f.linear(context.attention->attend(index, q, k, v, state).flatten(1), weights.o, {}).add_(x);
 }
 
 /// x + the MLP's output, some rows at a time: rows do not depend on each other.
 at::Tensor mlp_half(const LayerContext& context, const LayerWeights& weights, const at::Tensor& x,
                     const RecomputeState& state) {
-  const at::Tensor inner = rms_norm(x, weights.post_norm, context.rms_norm_eps);
+  const RowFunctions& f = *context.functions;
+  const at::Tensor inner = f.rms_norm(x, weights.post_norm, context.rms_norm_eps);
   const auto rows = [&](int64_t begin, int64_t count) {
     const at::Tensor part = inner.narrow(0, begin, count), residual = x.narrow(0, begin, count);
-    const at::Tensor gate = linear(part, weights.gate), up = linear(part, weights.up);
+    const at::Tensor gate = f.linear(part, weights.gate, {}), up = f.linear(part, weights.up, {});
     if (state.again) return feed_forward_gradients(gate, up, weights.down, residual);
-    return linear(swiglu(gate, up), weights.down).add_(residual);
+    return f.linear(f.swiglu(gate, up), weights.down, {}).add_(residual);
   };
   const int64_t count = x.size(0);
   if (count <= kMlpRows) return rows(0, count);

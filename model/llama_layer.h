@@ -8,12 +8,14 @@
 
 #include "model/attention.h"
 #include "model/rope.h"
+#include "model/row_functions.h"
 #include "model/weights.h"
 
 namespace prulong {
 
 /// What all layers share in one forward pass.
 struct LayerContext {
+  const RowFunctions* functions;
   RopeTable rope;
   int64_t head_dim;
   double rms_norm_eps;
