@@ -18,27 +18,32 @@ void check_heads_tensor(const char* op, const char* name, const at::Tensor& t) {
               " must be contiguous in its last dimension, got strides ", t.sym_strides(), "; call .contiguous() first");
 }
 
-void check_same(const char* op, const char* name, const at::Tensor& t, const at::Tensor& q) {
-  TORCH_CHECK(t.scalar_type() == q.scalar_type(), op, ": ", name, " must have q's dtype ", q.scalar_type(), ", got ",
-              t.scalar_type());
-  TORCH_CHECK(t.device() == q.device(), op, ": ", name, " must be on q's device ", q.device(), ", got ", t.device());
-}
-
 }  // namespace
 
 at::ScalarType compute_type(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
 
+void check_tokens(const char* op, const char* name, const at::Tensor& t) {
+  check_heads_tensor(op, name, t);
+  const at::ScalarType dtype = t.scalar_type();
+  TORCH_CHECK(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf || dtype == at::kDouble, op, ": ",
+              name, " must be float32, bfloat16, float16 or float64, got ", dtype);
+  TORCH_CHECK(dtype != at::kDouble || !t.device().is_cuda(), op, ": float64 is only supported on the CPU, got ", name,
+              " on device ", t.device());
+}
+
+void check_same(const char* op, const char* name, const at::Tensor& t, const char* like_name, const at::Tensor& like) {
+  TORCH_CHECK(t.scalar_type() == like.scalar_type(), op, ": ", name, " must have ", like_name, "'s dtype ",
+              like.scalar_type(), ", got ", t.scalar_type());
+  TORCH_CHECK(t.device() == like.device(), op, ": ", name, " must be on ", like_name, "'s device ", like.device(),
+              ", got ", t.device());
+}
+
 void check_qkv(const char* op, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool same_tokens) {
-  check_heads_tensor(op, "q", q);
+  check_tokens(op, "q", q);
   check_heads_tensor(op, "k", k);
   check_heads_tensor(op, "v", v);
-  const at::ScalarType dtype = q.scalar_type();
-  TORCH_CHECK(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf || dtype == at::kDouble, op,
-              ": q must be float32, bfloat16, float16 or float64, got ", dtype);
-  TORCH_CHECK(dtype != at::kDouble || !q.device().is_cuda(), op,
-              ": float64 is only supported on the CPU, got q on device ", q.device());
-  check_same(op, "k", k, q);
-  check_same(op, "v", v, q);
+  check_same(op, "k", k, "q", q);
+  check_same(op, "v", v, "q", q);
   TORCH_CHECK(k.sym_size(2) == q.sym_size(2), op, ": k must have q's head_dim ", q.sym_size(2), ", got ",
               k.sym_size(2));
   TORCH_CHECK(q.sym_size(1) % k.sym_size(1) == 0, op, ": q's heads must be a multiple of k's, got ", q.sym_size(1),
@@ -50,23 +55,24 @@ void check_qkv(const char* op, const at::Tensor& q, const at::Tensor& k, const a
 }
 
 void check_per_head(const char* op, const char* name, const at::Tensor& values, at::ScalarType dtype,
-                    const at::Tensor& q, const at::Tensor& k) {
+                    const at::Tensor& q, const c10::SymInt& kv_heads) {
   TORCH_CHECK(values.defined(), op, ": ", name, " must be a tensor, got none");
-  TORCH_CHECK(values.dim() == 1 && values.sym_size(0) == k.sym_size(1), op, ": ", name,
-              " must have one value per key head, shape [", k.sym_size(1), "], got ", values.sym_sizes());
+  TORCH_CHECK(values.dim() == 1 && values.sym_size(0) == kv_heads, op, ": ", name,
+              " must have one value per key head, shape [", kv_heads, "], got ", values.sym_sizes());
   TORCH_CHECK(values.scalar_type() == dtype, op, ": ", name, " must be ", dtype, " for ", q.scalar_type(),
               " inputs, got ", values.scalar_type());
   TORCH_CHECK(values.device() == q.device(), op, ": ", name, " must be on q's device ", q.device(), ", got ",
               values.device());
 }
 
-void check_cu_seqlens(const char* op, const char* name, const at::Tensor& cu_seqlens, const at::Tensor& q) {
+void check_cu_seqlens(const char* op, const char* name, const at::Tensor& cu_seqlens, const at::Tensor& tokens,
+                      const char* tokens_name) {
   TORCH_CHECK(cu_seqlens.defined(), op, ": ", name, " must be a tensor, got none");
   TORCH_CHECK(cu_seqlens.dim() == 1 && cu_seqlens.sym_size(0) >= 1, op, ": ", name,
               " must be [documents + 1], got shape ", cu_seqlens.sym_sizes());
   TORCH_CHECK(cu_seqlens.scalar_type() == at::kInt, op, ": ", name, " must be int32, got ", cu_seqlens.scalar_type());
-  TORCH_CHECK(cu_seqlens.device() == q.device(), op, ": ", name, " must be on q's device ", q.device(), ", got ",
-              cu_seqlens.device());
+  TORCH_CHECK(cu_seqlens.device() == tokens.device(), op, ": ", name, " must be on ", tokens_name, "'s device ",
+              tokens.device(), ", got ", cu_seqlens.device());
 }
 
 void check_locality(const char* op, int64_t sink, int64_t window, double scale) {

@@ -19,12 +19,20 @@ using Bounds = std::vector<int>;
 /// @throws c10::Error naming the operator, the argument, what was expected and what was found (all functions here).
 void check_qkv(const char* op, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool same_tokens);
 
-/// Refuses a tensor of per-head values that is not [Hkv] of `dtype` on q's device.
-void check_per_head(const char* op, const char* name, const at::Tensor& values, at::ScalarType dtype,
-                    const at::Tensor& q, const at::Tensor& k);
+/// Refuses tokens that are not [tokens, heads, head_dim] in a dtype that the operators take on their device, contiguous
+/// in the last dimension.
+void check_tokens(const char* op, const char* name, const at::Tensor& t);
 
-/// Refuses document bounds that are not [docs + 1] int32 on q's device. Reads no data.
-void check_cu_seqlens(const char* op, const char* name, const at::Tensor& cu_seqlens, const at::Tensor& q);
+/// Refuses a tensor that has not the dtype and the device of another one, `like`.
+void check_same(const char* op, const char* name, const at::Tensor& t, const char* like_name, const at::Tensor& like);
+
+/// Refuses a tensor of per-head values that is not [kv_heads] of `dtype` on q's device.
+void check_per_head(const char* op, const char* name, const at::Tensor& values, at::ScalarType dtype,
+                    const at::Tensor& q, const c10::SymInt& kv_heads);
+
+/// Refuses document bounds that are not [docs + 1] int32 on the tokens' device. Reads no data.
+void check_cu_seqlens(const char* op, const char* name, const at::Tensor& cu_seqlens, const at::Tensor& tokens,
+                      const char* tokens_name = "q");
 
 /// Refuses a negative sink, a window below 1, a scale that is not finite.
 void check_locality(const char* op, int64_t sink, int64_t window, double scale);

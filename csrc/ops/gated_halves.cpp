@@ -24,7 +24,7 @@ constexpr const char* kBackward = "gated_attention_backward";
 
 void check_arguments(const char* op, const GatedArguments& a) {
   check_qkv(op, a.q, a.k, a.v, /*same_tokens=*/true);
-  check_per_head(op, "gate", a.gate, compute_type(a.q.scalar_type()), a.q, a.k);
+  check_per_head(op, "gate", a.gate, compute_type(a.q.scalar_type()), a.q, a.k.sym_size(1));
   check_cu_seqlens(op, "cu_seqlens", a.cu_seqlens, a.q);
   check_locality(op, a.sink, a.window, a.scale);
 }

@@ -11,6 +11,14 @@ TORCH_LIBRARY(prulong, m) {
       "masked_attention(Tensor q, Tensor k, Tensor v, Tensor is_global, Tensor cu_seqlens_q, Tensor cu_seqlens_k, "
       "SymInt max_seqlen_q, SymInt max_seqlen_k, int sink, int window, float scale) -> (Tensor out, Tensor lse)",
       {at::Tag::pt2_compliant_tag});
+  m.def(
+      "append_kv(Tensor k, Tensor v, Tensor(a!) k_pages, Tensor(b!) v_pages, Tensor page_table, Tensor lengths, "
+      "Tensor cu_seqlens_q) -> ()",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "paged_attention(Tensor q, Tensor k_pages, Tensor v_pages, Tensor page_table, Tensor lengths, Tensor is_global, "
+      "Tensor cu_seqlens_q, SymInt max_seqlen_q, int sink, int window, float scale) -> (Tensor out, Tensor lse)",
+      {at::Tag::pt2_compliant_tag});
   // The halves of gated_attention that its autograd is made of. delta = O_global - O_local. delta and the log-sum-exp
   // of a branch that a head does not compute are unspecified. A gradient that is not needed (order q, k, v, gate) comes
   // back with shape [0].

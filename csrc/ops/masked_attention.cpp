@@ -23,7 +23,7 @@ using Result = std::tuple<at::Tensor, at::Tensor>;
 
 void check_arguments(const MaskedArguments& a) {
   check_qkv(kOp, a.q, a.k, a.v, /*same_tokens=*/false);
-  check_per_head(kOp, "is_global", a.is_global, at::kBool, a.q, a.k);
+  check_per_head(kOp, "is_global", a.is_global, at::kBool, a.q, a.k.sym_size(1));
   check_cu_seqlens(kOp, "cu_seqlens_q", a.cu_seqlens_q, a.q);
   check_cu_seqlens(kOp, "cu_seqlens_k", a.cu_seqlens_k, a.q);
   TORCH_CHECK(a.cu_seqlens_k.sym_size(0) == a.cu_seqlens_q.sym_size(0), kOp, ": cu_seqlens_k must have as many ",

@@ -15,7 +15,16 @@ from prulong import _library
 
 PTX, ELF = 1, 2
 PORTABLE = {(ELF, sm) for sm in (80, 86, 89, 90, 100, 120)} | {(PTX, 80)}
-PORTABLE_KERNELS = [b"swiglu", b"swiglu_gradient", b"rope", b"gate_mix", b"gate_split", b"gate_gradient_sum", b"softmax_merge"]
+PORTABLE_KERNELS = [
+    b"append_kv",
+    b"swiglu",
+    b"swiglu_gradient",
+    b"rope",
+    b"gate_mix",
+    b"gate_split",
+    b"gate_gradient_sum",
+    b"softmax_merge",
+]
 
 
 class Container(NamedTuple):
