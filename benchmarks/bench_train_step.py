@@ -52,9 +52,9 @@ class Side:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def step(self) -> dict:
+    def step(self, what: str = "") -> dict:
         before = self.processor_s()
-        self.process.stdin.write("\n")
+        self.process.stdin.write(f"{what}\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:

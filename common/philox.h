@@ -24,7 +24,7 @@ inline std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, std::
 }
 
 /// What a draw is for. Each purpose has its own stream, so that no two uses of one seed share a number.
-enum class Stream : uint32_t { kGateNoise = 0, kGateInit = 1, kRandomMask = 2 };
+enum class Stream : uint32_t { kGateNoise = 0, kGateInit = 1, kRandomMask = 2, kSampling = 3 };
 
 /// Two independent numbers strictly inside (0, 1), each with 52 random bits; a pure function of its arguments.
 /// @param step, micro_step  in [0, 2^32).

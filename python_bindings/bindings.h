@@ -7,5 +7,7 @@
 namespace prulong::python {
 
 void bind_pattern(pybind11::module_& m);
+void bind_kv_cache(pybind11::module_& m);
+void bind_engine(pybind11::module_& m);
 
 }  // namespace prulong::python

@@ -30,4 +30,6 @@ PYBIND11_MODULE(_C, m) {
   py::register_local_exception_translator(translate);
   m.attr("interface") = PRULONG_INTERFACE;
   prulong::python::bind_pattern(m);
+  prulong::python::bind_kv_cache(m);
+  prulong::python::bind_engine(m);
 }

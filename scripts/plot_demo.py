@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Draws a learned mask by layer and head beside accuracy against KV entries kept."""
+"""Draws a learned mask by layer and head beside accuracy against KV entries kept, and the memory that keys and values took."""
 
 import argparse
 import json
@@ -63,18 +63,39 @@ def draw_accuracy(axes, results):
         axes.spines[side].set_visible(False)
 
 
+def draw_memory(axes, generation):
+    """A bar per side of scripts/demo_generate.py."""
+    sides = {"full attention": STYLES["full"][0], "learned mask": STYLES["pattern"][0]}
+    values = [generation[name]["peak_kv_bytes"] / 2**20 for name in sides]
+    bars = axes.bar([name.replace(" ", "\n") for name in sides], values, color=list(sides.values()), width=0.6)
+    axes.bar_label(bars, [f"{value:.0f} MiB" for value in values], padding=2, fontsize=8)
+    axes.set_ylim(0, 1.15 * max(values))
+    axes.set_yticks([])
+    axes.tick_params(axis="x", labelsize=8, length=0)
+    axes.set_title(f"KV memory, {generation['prompts']} prompts", fontsize=10)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pattern", metavar="PATTERN.json", help="of prulong-export or a training run")
     parser.add_argument("results", metavar="RESULTS.json", help="of prulong-eval")
     parser.add_argument("out", metavar="OUT.png", help="the picture to write")
+    parser.add_argument("--generation", metavar="GENERATION.json", help="of scripts/demo_generate.py: draws its memory too")
     arguments = parser.parse_args()
     try:
-        refuse_inputs(Path(arguments.out), [Path(arguments.pattern), Path(arguments.results)])
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.2), width_ratios=[1, 2.4], layout="constrained")
+        inputs = [arguments.pattern, arguments.results] + ([arguments.generation] if arguments.generation else [])
+        refuse_inputs(Path(arguments.out), [Path(name) for name in inputs])
+        widths = [1, 2.4] + ([0.8] if arguments.generation else [])
+        figure, (left, right, *last) = plt.subplots(1, len(widths), figsize=(sum(widths) * 2.65, 4.2), width_ratios=widths,
+                                                    layout="constrained")
         with open(arguments.pattern) as pattern, open(arguments.results) as results:
             draw_mask(left, json.load(pattern))
             draw_accuracy(right, json.load(results))
+        if last:
+            with open(arguments.generation) as generation:
+                draw_memory(last[0], json.load(generation))
         figure.savefig(arguments.out, dpi=140)
     except (DataError, OSError, ValueError) as error:  # ValueError: not JSON, or no picture format
         print(f"plot_demo: {printable(error)}", file=sys.stderr)

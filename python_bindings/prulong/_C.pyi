@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
-# The compiled module: the C++ Pattern, over the Python classes as values. Every refusal is a ValueError of one line; a
+# The compiled module: the C++ Pattern, over the Python classes as values, the KV cache and the engine. Every refusal is a ValueError of one line; a
 # file that cannot be read or written is an OSError.
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from .pattern import ModelShape, Pattern
 
@@ -24,3 +26,91 @@ def save_json(pattern: Pattern, file: Path) -> None: ...
 def check_fits(pattern: Pattern, model: ModelShape) -> None: ...
 def mask_table(pattern: Pattern) -> str: ...
 def mask_map(pattern: Pattern) -> str: ...
+
+class CachedAttention:
+    """Attention of one pass: the new tokens of a KvCache.append."""
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Writes k and v [T, Hkv, D] and attends with q [T, Hq, D] -> [T, Hq, D]; layers in order, each once."""
+
+class KvCache:
+    """engine/kv_cache.h."""
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        is_global: Sequence[int],
+        sink: int,
+        window: int,
+        slack: int,
+        page: int,
+        bytes: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None: ...
+    def add(self) -> int: ...
+    def fork(self, sequence: int) -> int: ...
+    def drop(self, sequence: int) -> None: ...
+    def append(self, sequences: Sequence[int], counts: Sequence[int], scale: float = 0.0) -> CachedAttention: ...
+    def truncate(self, sequence: int, tokens: int) -> None: ...
+    def keep(self, layer: int, sequence: int, head: int, places: torch.Tensor) -> None: ...
+    def tokens(self, sequence: int) -> int: ...
+    def entries(self, sequence: int) -> int: ...
+    def bytes(self) -> dict[str, int]: ...
+    def trim(self) -> None: ...
+
+class Sampling:
+    def __init__(
+        self,
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        repetition_penalty: float,
+        seed: int,
+        stop_tokens: Sequence[int],
+        stop_sequences: Sequence[Sequence[int]],
+    ) -> None: ...
+
+class Generation:
+    @property
+    def id(self) -> int: ...
+    @property
+    def prompt_tokens(self) -> int: ...
+    @property
+    def tokens(self) -> list[int]: ...
+    @property
+    def reason(self) -> str: ...
+
+class Engine:
+    """engine/engine.h."""
+
+    def __init__(
+        self,
+        model: Path,
+        pattern: Pattern | None,
+        *,
+        dtype: str,
+        device: str,
+        tokens_per_step: int,
+        max_sequences: int,
+        kv_gib: float,
+        allow_beyond_positions: bool,
+    ) -> None: ...
+    def submit(self, prompt: Sequence[int], sampling: Sampling) -> int: ...
+    def step(self) -> tuple[list[tuple[int, int]], list[Generation]]: ...
+    def cancel(self, id: int) -> Generation | None: ...
+    @property
+    def busy(self) -> bool: ...
+    @property
+    def running(self) -> int: ...
+    @property
+    def waiting(self) -> int: ...
+    def stats(self) -> dict[str, Any]: ...
+    def reset_stats(self) -> None: ...
+
+def stop_tokens_of(model_folder: Path) -> list[int]: ...

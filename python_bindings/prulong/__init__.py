@@ -6,7 +6,11 @@
     prulong.apply(model, pattern)          # a transformers model; prulong.remove(model) undoes it
     model.generate(...)
 
-Importing registers the operators torch.ops.prulong.*; `gated_attention` and `masked_attention` are typed wrappers.
+    engine = prulong.Engine("MODEL_FOLDER", pattern)
+    print(engine.generate("The capital of France is").text)
+
+Importing registers the operators torch.ops.prulong.*; `gated_attention`, `masked_attention`, `append_kv` and
+`paged_attention` are typed wrappers.
 """
 
 from . import _library
@@ -14,16 +18,22 @@ from . import _library
 __version__ = _library.VERSION
 _C = _library.load()
 
-from .ops import gated_attention, masked_attention  # noqa: E402
+from .engine import Engine, Generation, Sampling  # noqa: E402
+from .ops import append_kv, gated_attention, masked_attention, paged_attention  # noqa: E402
 from .pattern import ModelShape, Pattern, global_heads  # noqa: E402
 from .transformers import apply, remove  # noqa: E402
 
 __all__ = [
+    "Engine",
+    "Generation",
     "ModelShape",
     "Pattern",
+    "Sampling",
+    "append_kv",
     "apply",
     "gated_attention",
     "global_heads",
     "masked_attention",
+    "paged_attention",
     "remove",
 ]

@@ -169,6 +169,15 @@ def test_a_second_library_of_operators_is_not_loaded(checkout, monkeypatch, tmp_
 
 def test_the_stub_names_what_the_module_has():
     stub = ast.parse((Path(prulong.__file__).parent / "_C.pyi").read_text())
-    named = {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
-    named |= {node.target.id for node in stub.body if isinstance(node, ast.AnnAssign)}
-    assert named == {name for name in dir(prulong._C) if not name.startswith("__")}
+
+    def names(body):
+        return {node.target.id if isinstance(node, ast.AnnAssign) else node.name for node in body
+                if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.AnnAssign))}
+
+    def public(names):
+        return {name for name in names if not name.startswith(("__", "_pybind11"))}
+
+    assert names(stub.body) == public(dir(prulong._C))
+    for node in stub.body:
+        if isinstance(node, ast.ClassDef):
+            assert public(names(node.body)) == public(vars(getattr(prulong._C, node.name)))

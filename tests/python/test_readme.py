@@ -34,7 +34,7 @@ def demo_folder(tmp_path):
 
 @needs_model
 def test_python_example(demo_folder):
-    (code,) = blocks("python")
+    code = "".join(blocks("python"))
     environment = dict(os.environ, PYTHONPATH=str(ROOT / "python_bindings"), HF_HUB_OFFLINE="1")
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=demo_folder, env=environment)
     assert result.returncode == 0, result.stderr
@@ -42,14 +42,15 @@ def test_python_example(demo_folder):
 
 
 @needs_model
-def test_cpp_example(demo_folder, bin_folder):
-    (code,) = blocks("cpp")
-    source = (ROOT / "tests" / "readme" / "forward_with_pattern.cpp").read_text()
-    assert code.strip() == source.split("\n", 1)[1].strip()  # but for the licence line
-    result = subprocess.run([(bin_folder / "readme_forward_with_pattern").resolve(), f"models/{MODEL.name}", "demo/masks"],
+@pytest.mark.parametrize("index, name, printed", [(0, "generate_with_pattern", "7042 "),
+                                                  (1, "forward_with_pattern", "next token: 7042\n")])
+def test_cpp_examples(demo_folder, bin_folder, index, name, printed):
+    source = (ROOT / "tests" / "readme" / f"{name}.cpp").read_text()
+    assert blocks("cpp")[index].strip() == source.split("\n", 1)[1].strip()  # but for the licence line
+    result = subprocess.run([(bin_folder / f"readme_{name}").resolve(), f"models/{MODEL.name}", "demo/masks"],
                             capture_output=True, text=True, cwd=demo_folder)
     assert result.returncode == 0, result.stderr
-    assert result.stdout == "next token: 7042\n"
+    assert result.stdout.startswith(printed)
 
 
 def test_every_file_that_the_readme_links_to_exists():
