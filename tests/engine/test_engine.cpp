@@ -135,8 +135,8 @@ TEST_CASE("engine: tokens do not depend on chunk size, neighbours and order of a
 }
 
 TEST_CASE("engine: a small memory makes requests wait, and all of them finish") {
-  // 12 pages of 32 entries: one request of 100 tokens at a time with every head global.
-  const double kv_gib = 20.0 * 32 * 6 * 4 * 2 / (1024.0 * 1024 * 1024);
+  // 12 pages of 64 entries: one request of 100 tokens at a time, two pages for each of four heads.
+  const double kv_gib = 12.0 * 64 * 6 * 4 * 2 / (1024.0 * 1024 * 1024);
   Engine engine(model(), std::nullopt, {.kv_gib = kv_gib});
   std::vector<Tokens> prompts;
   for (uint64_t i = 0; i < 6; ++i) prompts.push_back(random_prompt(90, i));
@@ -223,8 +223,8 @@ TEST_CASE("engine: counts tell what a mask saves") {
     CHECK(engine->stats().new_tokens == 20);
     CHECK(engine->stats().peak_full_kv_bytes == 269 * 4 * 2 * 6 * 4);
   }
-  CHECK(full.stats().peak_kv_bytes == 288 * 4 * 2 * 6 * 4);  // whole pages
-  CHECK(masked.stats().peak_kv_bytes < full.stats().peak_kv_bytes * 7 / 10);
+  CHECK(full.stats().peak_kv_bytes == 320 * 4 * 2 * 6 * 4);  // whole pages of 64
+  CHECK(masked.stats().peak_kv_bytes < full.stats().peak_kv_bytes * 9 / 10);
 }
 
 TEST_CASE("engine: the tokens that end a text come from the model's folder") {

@@ -81,12 +81,12 @@ def test_greedy_tokens_are_those_of_transformers_over_300_tokens():
 
 def test_greedy_tokens_of_the_tiny_model_with_a_mask(world):
     model = transformers.AutoModelForCausalLM.from_pretrained(world / "model", dtype=torch.float32).eval()
-    prompt = torch.randint(1, VOCAB, (90,), generator=torch.Generator().manual_seed(1)).tolist()
+    prompt = torch.randint(1, VOCAB, (300,), generator=torch.Generator().manual_seed(1)).tolist()
     for tokens_per_step in (7, 64, 512):
         engine = engine_of(world, MIXED, tokens_per_step=tokens_per_step)
         tokens = engine.generate([prompt], Sampling(max_new_tokens=120, stop_tokens=[]))[0].tokens
         assert tokens == masked_argmax(model, MIXED, prompt + tokens)[len(prompt) - 1 : -1]
-    assert engine.stats()["peak_kv_bytes"] < 0.8 * engine.stats()["peak_full_kv_bytes"]
+    assert engine.stats()["peak_kv_bytes"] < 0.85 * engine.stats()["peak_full_kv_bytes"]
 
 
 def test_a_text_goes_in_and_comes_out(world):
