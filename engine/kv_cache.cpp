@@ -2,7 +2,6 @@
 #include "engine/kv_cache.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
@@ -32,21 +31,15 @@ int64_t page_bytes(const KvCacheOptions& options) {
 
 /// The options with what they leave open filled in.
 KvCacheOptions checked(KvCacheOptions options) {
-  constexpr int64_t kMostHeads = 1 << 20, kMostHeadDim = 1 << 16, kMostPage = 1024;
-  check_range("layers", options.layers, 1, kMostHeads);
-  check_range("kv_heads", options.kv_heads, 1, kMostHeads);
-  check_range("head_dim", options.head_dim, 1, kMostHeadDim);
+  constexpr int64_t kMostSize = 1 << 16, kMostPage = 1024;
+  check_range("layers", options.layers, 1, kMostSize);
+  check_range("kv_heads", options.kv_heads, 1, kMostSize);
+  check_range("head_dim", options.head_dim, 1, kMostSize);
   check_range("sink", options.sink, 0);
   check_range("window", options.window, 1);
   check_range("slack", options.slack, 0);
   if (options.page < 1 || options.page > kMostPage || !std::has_single_bit(static_cast<uint64_t>(options.page))) {
     throw Error("kv cache: page must be a power of two from 1 to " + text(kMostPage) + ", got " + text(options.page));
-  }
-  const int64_t heads = options.layers * options.kv_heads;
-  if (options.is_global.empty()) options.is_global.assign(static_cast<size_t>(heads), 1);
-  if (static_cast<int64_t>(options.is_global.size()) != heads) {
-    throw Error("kv cache: is_global must have layers * kv_heads = " + text(heads) + " values, got " +
-                text(static_cast<int64_t>(options.is_global.size())));
   }
   const bool cuda = options.device.is_cuda();
   if (!cuda && !options.device.is_cpu()) {
@@ -58,10 +51,15 @@ KvCacheOptions checked(KvCacheOptions options) {
     throw Error(std::string("kv cache: dtype must be float32, bfloat16 or float16 (or float64 on a CPU), got ") +
                 c10::toString(dtype));
   }
-  const int64_t least = heads * page_bytes(options);
+  const int64_t heads = options.layers * options.kv_heads, least = heads * page_bytes(options);
   if (options.bytes < least) {
     throw Error("kv cache: bytes must hold a page of each of the " + text(heads) + " heads, " + text(least) +
                 " bytes; got " + text(options.bytes));
+  }
+  if (options.is_global.empty()) options.is_global.assign(static_cast<size_t>(heads), 1);
+  if (static_cast<int64_t>(options.is_global.size()) != heads) {
+    throw Error("kv cache: is_global must have layers * kv_heads = " + text(heads) + " values, got " +
+                text(static_cast<int64_t>(options.is_global.size())));
   }
   return options;
 }
@@ -71,6 +69,16 @@ at::Tensor mask_tensor(const KvCacheOptions& options) {
   std::transform(options.is_global.begin(), options.is_global.end(), mask.mutable_data_ptr<bool>(),
                  [](uint8_t value) { return value != 0; });
   return mask.to(options.device);
+}
+
+void check_places(at::ArrayRef<int64_t> places, int64_t entries) {
+  for (size_t i = 0; i < places.size(); ++i) {
+    const int64_t before = i == 0 ? -1 : places[i - 1];
+    if (places[i] <= before || places[i] >= entries) {
+      throw Error("kv cache: keep: places must rise and be below the head's " + text(entries) + " entries; place " +
+                  text(static_cast<int64_t>(i)) + " is " + text(places[i]) + (i == 0 ? "" : " behind " + text(before)));
+    }
+  }
 }
 
 int64_t pool_pages(const KvCacheOptions& options) {
@@ -133,32 +141,26 @@ void KvCache::keep(int64_t layer, Sequence sequence, int64_t head, const at::Ten
   Head& list = book(sequence).heads[at];
   if (options_.is_global[at] == 0) {
     throw Error("kv cache: keep: head " + text(head) + " of layer " + text(layer) +
-                " is local: what it holds follows from sink and window; only global heads can be evicted from");
+                " is local: sink and window say what it holds; only global heads can be evicted from");
   }
   if (!places.defined() || places.dim() != 1 || places.scalar_type() != at::kLong ||
       (!places.is_cpu() && places.device() != options_.device)) {
     throw Error("kv cache: keep: places must be [n] int64 on the CPU or the cache's device");
   }
   const at::Tensor on_host = places.cpu().contiguous();
-  const int64_t n = on_host.numel();
-  const int64_t* kept = on_host.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < n; ++i) {
-    if (kept[i] < 0 || kept[i] >= list.length || (i > 0 && kept[i] <= kept[i - 1])) {
-      throw Error("kv cache: keep: places must rise and lie below the head's " + text(list.length) +
-                  " entries; place " + text(i) + " is " + text(kept[i]) +
-                  (i > 0 ? " behind " + text(kept[i - 1]) : std::string()));
-    }
-  }
-  const int64_t page = options_.page, pages = pages_for(n);
-  // What stays where it is need not be written, and may stay shared.
+  const at::ArrayRef<int64_t> kept(on_host.const_data_ptr<int64_t>(), static_cast<size_t>(on_host.numel()));
+  check_places(kept, list.length);
+  const auto n = static_cast<int64_t>(kept.size()), had = static_cast<int64_t>(list.pages.size());
+
+  // Entries that stay where they are need not be written, and their pages may stay shared.
   int64_t same = 0;
-  while (same < n && kept[same] == same) ++same;
-  const int64_t same_pages = same == n ? pages : same / page;
-  const auto replaced = [&](int64_t i) { return pool_.references(list.pages[static_cast<size_t>(i)]) > 1; };
+  while (same < n && kept[static_cast<size_t>(same)] == same) ++same;
+  const int64_t pages = pages_for(n), first = same == n ? pages : same / options_.page;
+  const auto shared = [&](int64_t page) { return pool_.references(list.pages[static_cast<size_t>(page)]) > 1; };
   int64_t fresh = 0, freed = 0;
-  for (int64_t i = same_pages; i < static_cast<int64_t>(list.pages.size()); ++i) {
-    fresh += i < pages && replaced(i);
-    freed += i >= pages && !replaced(i);
+  for (int64_t page = first; page < had; ++page) {
+    fresh += page < pages && shared(page);
+    freed += page >= pages && !shared(page);
   }
   if (fresh > pool_.free() + freed) {
     throw Error("kv cache: keep: " + text(fresh) + " pages are needed for entries shared with a fork, " +
@@ -166,36 +168,29 @@ void KvCache::keep(int64_t layer, Sequence sequence, int64_t head, const at::Ten
   }
   pool_.prepare(std::min(fresh, pool_.free()));
 
-  const auto rows = [&](int64_t begin, const auto& place) {
-    at::Tensor numbers = at::empty({n - begin}, at::TensorOptions(at::kLong));
-    auto* row = numbers.mutable_data_ptr<int64_t>();
+  const int64_t begin = std::min(first * options_.page, n);
+  const auto rows_of = [&](const auto& place) {  // of the pool, for entries from `begin` on
+    const at::Tensor rows = at::empty({n - begin}, at::TensorOptions(at::kLong));
+    auto* row = rows.mutable_data_ptr<int64_t>();
     for (int64_t i = begin; i < n; ++i) {
-      row[i - begin] = list.pages[static_cast<size_t>(place(i) / page)] * page + place(i) % page;
+      *row++ = list.pages[static_cast<size_t>(place(i) / options_.page)] * options_.page + place(i) % options_.page;
     }
-    return numbers.to(options_.device);
+    return rows.to(options_.device);
   };
-  const int64_t begin = same_pages * page;
-  at::Tensor from, k, v;
-  at::Tensor k_rows = pool_.k_pages().view({-1, options_.head_dim});
-  at::Tensor v_rows = pool_.v_pages().view({-1, options_.head_dim});
-  if (begin < n) {
-    from = rows(begin, [&](int64_t i) { return kept[i]; });
-    k = k_rows.index_select(0, from);
-    v = v_rows.index_select(0, from);
-  }
-  release_pages(list, pages, static_cast<int64_t>(list.pages.size()));
-  for (int64_t i = same_pages; i < pages; ++i) {
-    if (!replaced(i)) continue;
-    int32_t& shared = list.pages[static_cast<size_t>(i)];
-    pool_.release(shared);
-    shared = pool_.take();
+  at::Tensor k_rows = k_pages().view({-1, options_.head_dim}), v_rows = v_pages().view({-1, options_.head_dim});
+  // All is read before anything is given back or written.
+  const at::Tensor from = rows_of([&](int64_t i) { return kept[static_cast<size_t>(i)]; });
+  const at::Tensor k = k_rows.index_select(0, from), v = v_rows.index_select(0, from);
+  release_pages(list, pages, had);
+  for (int64_t page = first; page < pages; ++page) {
+    if (!shared(page)) continue;
+    pool_.release(list.pages[static_cast<size_t>(page)]);
+    list.pages[static_cast<size_t>(page)] = pool_.take();
     ++changes_;
   }
-  if (begin < n) {
-    const at::Tensor to = rows(begin, [](int64_t i) { return i; });
-    k_rows.index_copy_(0, to, k);
-    v_rows.index_copy_(0, to, v);
-  }
+  const at::Tensor to = rows_of([](int64_t i) { return i; });
+  k_rows.index_copy_(0, to, k);
+  v_rows.index_copy_(0, to, v);
   list.length = list.fixed = n;
 }
 
@@ -253,22 +248,37 @@ KvCache::Bytes KvCache::bytes() const {
 int64_t KvCache::pages_needed(int64_t tokens, int64_t chunk) const {
   check_range("tokens", tokens, 0);
   check_range("chunk", chunk, 1);
-  const auto ceiling = [&](int64_t entries) { return entries < 1 ? -(-entries / options_.page) : pages_for(entries); };
-  // A list that holds the entries from the page of place n - reach on, and `more` behind place n, is longest where n
-  // begins a page anew.
-  const int64_t reach = options_.slack + options_.window - 1;
-  const auto local = [&](int64_t more) {
-    return std::min(pages_for(tokens), sink_pages_ + 1 + ceiling(more + reach - 1));
+  if (tokens == 0) return 0;
+  chunk = std::min(chunk, tokens);
+  const int64_t page = options_.page, reach = options_.slack + options_.window - 1;
+  const auto ceiling = [&](int64_t entries) { return entries < 0 ? -(-entries / page) : pages_for(entries); };
+  // The longest that a local list gets with `last` tokens in flight: where they begin one place into a page.
+  const auto local = [&](int64_t last) {
+    return std::min(pages_for(tokens), sink_pages_ + 1 + ceiling(last + reach - 1));
   };
-  int64_t globals = 0, locals = 0, most_in_layer = 0;
+  // A longer last chunk makes this layer's local lists longer, and the global ones of later layers were shorter before
+  // it. So the most is where a local list has just begun a page: the first such chunk or, up to where a list holds all
+  // tokens, the last one.
+  const int64_t first = ((1 - reach) % page + page) % page + 1;
+  const int64_t all = (pages_for(tokens) - sink_pages_ - 2) * page + 2 - reach;
+  std::vector<int64_t> chunks = {1};
+  if (first <= chunk) {
+    chunks.push_back(first);
+    chunks.push_back(std::min(chunk - (chunk - first) % page, std::max(first, all)));
+  }
+  const int64_t locals = std::count(options_.is_global.begin(), options_.is_global.end(), 0);
+  int64_t later = static_cast<int64_t>(options_.is_global.size()) - locals, most = 0;  // global heads
+  const int64_t at_end = later * pages_for(tokens) + locals * local(0);
   for (int64_t layer = 0; layer < options_.layers; ++layer) {
     const auto begin = options_.is_global.begin() + layer * options_.kv_heads;
-    const int64_t in_layer = std::count(begin, begin + options_.kv_heads, 0);
-    globals += options_.kv_heads - in_layer;
-    locals += in_layer;
-    most_in_layer = std::max(most_in_layer, in_layer);
+    const int64_t here = std::count(begin, begin + options_.kv_heads, 0);
+    later -= options_.kv_heads - here;
+    for (const int64_t last : chunks) {
+      most = std::max(
+          most, at_end + here * (local(last) - local(0)) - later * (pages_for(tokens) - pages_for(tokens - last)));
+    }
   }
-  return globals * pages_for(tokens) + locals * local(0) + most_in_layer * (local(std::min(chunk, tokens)) - local(0));
+  return most;
 }
 
 }  // namespace prulong

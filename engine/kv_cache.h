@@ -45,7 +45,7 @@ struct CacheStep {
 /// by places (csrc/ops/paged_attention.h) sees exactly the entries that positions would show.
 ///
 /// All layers share one pool, so the pages that a prompt's chunk needs while one layer attends serve the next layer
-/// too.
+/// too: the work of all layers belongs on one stream. Rows of a page past a list's end hold anything.
 class KvCache {
  public:
   using Sequence = int64_t;
@@ -71,9 +71,10 @@ class KvCache {
   /// Books counts[i] >= 0 new tokens for sequences[i] (each at most once) in every layer, and what local heads give
   /// back after the layer has attended. The caller then runs the layers in order: copies, append_kv, paged_attention.
   /// If that fails midway, drop these sequences.
-  /// @throws Error if there are not enough pages, with need and room; the cache is unchanged then.
+  /// @throws Error if there are not enough pages, or the system has no memory for them, with need and room; if a
+  /// sequence is given twice or a count is out of range. The cache is unchanged then.
   CacheStep append(const std::vector<Sequence>& sequences, const std::vector<int64_t>& counts);
-  /// Makes a step's copies of one layer.
+  /// Makes a step's copies of one layer. To be called before append_kv.
   void copy_pages(const CacheStep& step, int64_t layer);
 
   /// Keeps only the given entries of one global head, in this order: eviction. Does not reach pages of forks.
@@ -81,9 +82,10 @@ class KvCache {
   /// @throws Error if the head is local, a place is out of range or not rising, or there are not enough pages.
   void keep(int64_t layer, Sequence sequence, int64_t head, const at::Tensor& places);
 
-  /// Takes the last n tokens back: speculative decoding.
-  /// @throws Error if n is more than the sequence has, or more than what every head still holds what then counts of: a
-  /// local head `slack` tokens or more, a head after keep the tokens since then.
+  /// Takes the last n tokens back: speculative decoding. Local heads allow `slack` tokens or more, heads after keep the
+  /// tokens since then; back to nothing, and to what the sink's pages hold, local heads always can.
+  /// @throws Error if n is more than the sequence has, or if some head no longer holds what later queries would see;
+  /// the cache is unchanged then.
   void truncate(Sequence sequence, int64_t n);
 
   /// Tokens appended so far, less those taken back.

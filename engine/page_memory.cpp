@@ -42,14 +42,15 @@ class HostMemory : public PageMemory {
   }
   ~HostMemory() override { ::munmap(mapped_, mapped_bytes_); }
 
- private:
-  void map(int64_t) override {  // the system takes memory when it is written to; then it would end the process
+  void check_room(int64_t bytes) const override {
     const int64_t room = available_host_bytes();
-    if (piece_bytes() > room) {
-      throw Error("kv cache: " + std::to_string(piece_bytes()) + " more bytes of memory are needed, " +
-                  std::to_string(room) + " are left on this machine; ask for a smaller cache");
-    }
+    if (bytes <= room) return;
+    throw Error("kv cache: " + std::to_string(bytes) + " more bytes of memory are needed, " + std::to_string(room) +
+                " are left on this machine; ask for a smaller cache");
   }
+
+ private:
+  void map(int64_t) override {}
   void unmap(int64_t piece) override {
     ::madvise(data() + piece * piece_bytes(), static_cast<size_t>(piece_bytes()), MADV_DONTNEED);
   }

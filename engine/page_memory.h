@@ -32,9 +32,13 @@ class PageMemory {
   int64_t taken_bytes() const { return taken_bytes_; }
   bool taken(int64_t piece) const { return taken_[static_cast<size_t>(piece)]; }
 
-  /// Takes a piece's memory, unless it is taken. What is in it is undefined, and zero on a CPU.
+  /// Takes a piece's memory, unless it is taken. What is in it is undefined.
   /// @throws Error if the system has none left, with need and room.
   void take(int64_t piece);
+  /// Asks whether there is room for so many more bytes, where the system would find out too late: a CPU's gives memory
+  /// when it is written to, or else ends the process.
+  /// @throws Error if there is not, with need and room.
+  virtual void check_room(int64_t /*bytes*/) const {}
   /// Gives a piece's memory back, if it is taken. A GPU finishes all its work first.
   void give_back(int64_t piece);
 

@@ -10,6 +10,10 @@ namespace prulong {
 
 void NumberSet::insert(int64_t number) {
   const auto word = static_cast<size_t>(number / 64);
+  if (word >= words_.size()) {
+    words_.resize(word + 1);
+    summary_.resize(word / 64 + 1);
+  }
   words_[word] |= uint64_t{1} << (number % 64);
   summary_[word / 64] |= uint64_t{1} << (word % 64);
   ++size_;
@@ -29,11 +33,10 @@ int64_t NumberSet::lowest() const {
 }
 
 PagePool::PagePool(int64_t pages, int64_t page, int64_t head_dim, at::ScalarType dtype, at::Device device)
-    : half_bytes_(page * head_dim * static_cast<int64_t>(c10::elementSize(dtype))),
+    : pages_(pages),
+      half_bytes_(page * head_dim * static_cast<int64_t>(c10::elementSize(dtype))),
       k_memory_(PageMemory::reserve(pages * half_bytes_, device)),
-      v_memory_(PageMemory::reserve(pages * half_bytes_, device)),
-      references_(static_cast<size_t>(pages)),
-      ready_(pages) {
+      v_memory_(PageMemory::reserve(pages * half_bytes_, device)) {
   const auto tensor = [&](const std::shared_ptr<PageMemory>& memory) {
     return at::from_blob(
         memory->data(), {pages, page, head_dim}, [memory](void*) {}, at::TensorOptions(device).dtype(dtype), device);
@@ -56,12 +59,14 @@ bool PagePool::has_memory(int64_t page) const {
 }
 
 void PagePool::prepare(int64_t n) {
+  if (ready_.size() < n) k_memory_->check_room((n - ready_.size()) * page_bytes());
   while (ready_.size() < n) {
     const int64_t piece = next_piece_;
     if (!k_memory_->taken(piece) || !v_memory_->taken(piece)) {
       k_memory_->take(piece);
       v_memory_->take(piece);
       const auto [begin, end] = pages_in(piece);
+      references_.resize(std::max(references_.size(), static_cast<size_t>(end)));
       for (int64_t page = begin; page < end; ++page) {
         if (references(static_cast<int32_t>(page)) == 0 && has_memory(page)) ready_.insert(page);
       }

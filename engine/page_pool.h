@@ -11,11 +11,9 @@
 
 namespace prulong {
 
-/// Numbers below a bound, of which the lowest is found at once: of 2^23 it looks at 2^11 words at most.
+/// Numbers from 0 on, of which the lowest is found at once: among 2^23 by a look at 2^11 words at most.
 class NumberSet {
  public:
-  explicit NumberSet(int64_t bound)
-      : words_(static_cast<size_t>((bound + 63) / 64)), summary_((words_.size() + 63) / 64) {}
   int64_t size() const { return size_; }
   /// @pre the number is not in it.
   void insert(int64_t number);
@@ -35,14 +33,16 @@ class PagePool {
  public:
   /// @throws Error as PageMemory::reserve does.
   PagePool(int64_t pages, int64_t page, int64_t head_dim, at::ScalarType dtype, at::Device device);
+  PagePool(const PagePool&) = delete;
+  PagePool& operator=(const PagePool&) = delete;
 
   /// [pages, page, head_dim]; they keep the memory alive. Only pages that were handed out may be touched.
   const at::Tensor& k_pages() const { return k_pages_; }
   const at::Tensor& v_pages() const { return v_pages_; }
 
-  int64_t pages() const { return static_cast<int64_t>(references_.size()); }
+  int64_t pages() const { return pages_; }
   int64_t used() const { return used_; }
-  int64_t free() const { return pages() - used_; }
+  int64_t free() const { return pages_ - used_; }
   /// Most pages used at once so far.
   int64_t most_used() const { return most_used_; }
   int32_t references(int32_t page) const { return references_[static_cast<size_t>(page)]; }
@@ -69,11 +69,12 @@ class PagePool {
   std::pair<int64_t, int64_t> pages_in(int64_t piece) const;
   bool has_memory(int64_t page) const;
 
+  int64_t pages_;
   int64_t half_bytes_;  ///< of a page's keys
   std::shared_ptr<PageMemory> k_memory_, v_memory_;
   at::Tensor k_pages_, v_pages_;
-  std::vector<int32_t> references_;
-  NumberSet ready_;  ///< free pages with memory
+  std::vector<int32_t> references_;  ///< of pages that had memory so far
+  NumberSet ready_;                  ///< free pages with memory
   int64_t used_ = 0, most_used_ = 0;
   int64_t next_piece_ = 0;  ///< the pieces before it have memory
 };
