@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Times masks training steps of a model and prints JSON lines. Random weights exist on the device alone.
 #include <ATen/Context.h>
-#include <ATen/ops/ones.h>
 #include <ATen/ops/randint.h>
-#include <ATen/ops/randn.h>
 #include <ATen/ops/tensor.h>
 #include <c10/core/CachingDeviceAllocator.h>
 
@@ -12,16 +10,15 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cxxopts.hpp>
-#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
+#include "benchmarks/random_llama.h"
 #include "common/config/program.h"
 #include "model/llama.h"
-#include "model/weights.h"
 #include "trainer/gates.h"
 #include "trainer/host_tensor.h"
 
@@ -31,39 +28,6 @@ using Clock = std::chrono::steady_clock;
 constexpr int64_t kLossChunk = 2048;  // rows of logits at a time
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-// Llama-3.1-8B's shape, or a small one of the same kind.
-prulong::ModelConfig make_config(const std::string& model, int64_t layers) {
-  prulong::ModelConfig config;
-  config.model_type = "llama";
-  const bool big = model == "llama-3.1-8b";
-  config.vocab_size = big ? 128256 : 512;
-  config.hidden_size = big ? 4096 : 256;
-  config.intermediate_size = big ? 14336 : 512;
-  config.layers = layers > 0 ? layers : big ? 32 : 2;
-  config.query_heads = big ? 32 : 8;
-  config.kv_heads = big ? 8 : 2;
-  config.head_dim = big ? 128 : 32;
-  config.rms_norm_eps = 1e-5;
-  config.max_positions = 131072;
-  config.rope.theta = 500000.0;
-  return config;
-}
-
-prulong::TensorMap make_weights(const prulong::ModelConfig& config, at::ScalarType dtype, at::Device device) {
-  const auto options = at::TensorOptions().dtype(dtype).device(device);
-  prulong::TensorMap weights;
-  for (const auto& [name, shape] : prulong::weight_shapes(config)) {
-    weights[name] = shape.size() == 1 ? at::ones(shape, options) : at::randn(shape, options).mul_(0.02);
-  }
-  return weights;
-}
-
-prulong::Llama make_model(const std::string& name, int64_t layers, at::ScalarType dtype, at::Device device) {
-  if (std::filesystem::is_directory(name)) return prulong::Llama::load(name, dtype, device);
-  const prulong::ModelConfig config = make_config(name, layers);
-  return {config, make_weights(config, dtype, device)};
-}
 
 // Of this process so far.
 double peak_resident_gib() {
@@ -116,7 +80,7 @@ void run(const cxxopts::ParseResult& options) {
   at::manual_seed(1);
   const at::ScalarType dtype = options["dtype"].as<std::string>() == "float32" ? at::kFloat : at::kBFloat16;
   const prulong::Llama model =
-      make_model(options["model"].as<std::string>(), options["layers"].as<int64_t>(), dtype, device);
+      prulong::bench::make_model(options["model"].as<std::string>(), options["layers"].as<int64_t>(), dtype, device);
   const prulong::ModelConfig& config = model.config();
   const auto ids = at::TensorOptions().dtype(at::kLong).device(device);
   const auto input = prulong::PackedTokens::single(at::randint(config.vocab_size, {tokens}, ids));

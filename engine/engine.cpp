@@ -169,7 +169,32 @@ at::Tensor Engine::compute(const std::vector<Share>& shares) {
   const at::Tensor hidden = model_.forward(tokens.to(device), positions.to(device), attention);
   if (last_rows.empty()) return {};
   const at::Tensor last = hidden.index_select(0, at::tensor(last_rows, at::kLong).to(device));
-  return model_.logits(last, /*independent_rows=*/true).to(at::kCPU, at::kFloat).contiguous();
+  return model_.logits(last, /*independent_rows=*/true);
+}
+
+std::vector<int64_t> Engine::choose(const at::Tensor& logits, const std::vector<const Request*>& requests) const {
+  std::vector<int64_t> chosen;
+  const bool greedy = std::all_of(requests.begin(), requests.end(), [](const Request* request) {
+    return request->sampling.temperature == 0 && request->sampling.repetition_penalty == 1;
+  });
+  if (greedy && logits.is_cuda()) {  // then the logits stay there
+    const auto [most, tokens] = logits.max(-1);
+    const at::Tensor values = most.to(at::kCPU, at::kFloat), places = tokens.cpu();
+    for (int64_t i = 0; i < places.size(0); ++i) {
+      check_maximum(values.const_data_ptr<float>()[i]);
+      chosen.push_back(places.const_data_ptr<int64_t>()[i]);
+    }
+    return chosen;
+  }
+  const at::Tensor host = logits.to(at::kCPU, at::kFloat).contiguous();
+  for (size_t i = 0; i < requests.size(); ++i) {
+    const Request& request = *requests[i];
+    const int64_t index = static_cast<int64_t>(request.tokens.size()) - request.prompt_tokens;
+    at::Tensor row = host[static_cast<int64_t>(i)];
+    chosen.push_back(sample_token({row.mutable_data_ptr<float>(), static_cast<size_t>(row.numel())}, request.sampling,
+                                  request.tokens, index));
+  }
+  return chosen;
 }
 
 StepResult Engine::step() {
@@ -182,7 +207,12 @@ StepResult Engine::step() {
   int64_t rows = 0, decoded = 0;
   try {
     const at::Tensor logits = compute(shares);
-    int64_t row = 0;
+    std::vector<const Request*> ready;
+    for (const auto& [request, count] : shares) {
+      if (count == request->pending()) ready.push_back(request);
+    }
+    const std::vector<int64_t> chosen = ready.empty() ? std::vector<int64_t>() : choose(logits, ready);
+    auto next = chosen.begin();
     for (const auto& [request, count] : shares) {
       const bool decodes = request->computed >= request->prompt_tokens;
       rows += count;
@@ -190,7 +220,7 @@ StepResult Engine::step() {
       (decodes ? stats_.decoded_tokens : stats_.prompt_tokens) += count;
       request->computed += count;
       if (request->pending() > 0) continue;
-      if (auto finished = take_token(*request, logits[row++])) result.finished.push_back(std::move(*finished));
+      if (auto finished = take_token(*request, *next++)) result.finished.push_back(std::move(*finished));
       result.tokens.push_back({request->id, request->tokens.back()});
       ++stats_.new_tokens;
     }
@@ -213,10 +243,8 @@ StepResult Engine::step() {
   return result;
 }
 
-std::optional<Generation> Engine::take_token(Request& request, at::Tensor logits) {
-  const auto index = static_cast<int64_t>(request.tokens.size()) - request.prompt_tokens;
-  const std::span<float> row(logits.mutable_data_ptr<float>(), static_cast<size_t>(logits.numel()));
-  request.tokens.push_back(sample_token(row, request.sampling, request.tokens, index));
+std::optional<Generation> Engine::take_token(Request& request, int64_t token) {
+  request.tokens.push_back(token);
   const std::span<const int64_t> chosen(request.tokens.begin() + request.prompt_tokens, request.tokens.end());
   if (meets_stop(request.sampling, chosen)) return finish(request, FinishReason::kStop);
   if (static_cast<int64_t>(request.tokens.size()) >= request.limit) return finish(request, FinishReason::kLength);

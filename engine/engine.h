@@ -117,8 +117,10 @@ class Engine {
 
   void admit();
   std::vector<Share> share_out();
+  /// Logits of the requests whose tokens are all computed then, in order.
   at::Tensor compute(const std::vector<Share>& shares);
-  std::optional<Generation> take_token(Request& request, at::Tensor logits);
+  std::vector<int64_t> choose(const at::Tensor& logits, const std::vector<const Request*>& requests) const;
+  std::optional<Generation> take_token(Request& request, int64_t token);
   Generation finish(const Request& request, FinishReason reason);
   void forget(const std::vector<Share>& shares);
 

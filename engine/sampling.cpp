@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <limits>
 #include <numeric>
 #include <string>
 
@@ -95,13 +96,16 @@ void check_sampling(const Sampling& s, int64_t vocab_size) {
   }
 }
 
+void check_maximum(float largest) {
+  if (std::isfinite(largest)) return;
+  throw Error("the model's logits have no finite maximum: its weights are broken, or too large for their type");
+}
+
 int64_t sample_token(std::span<float> logits, const Sampling& sampling, std::span<const int64_t> seen, int64_t index) {
   if (sampling.repetition_penalty != 1) punish_repetition(logits, sampling.repetition_penalty, seen);
   const auto largest = std::max_element(logits.begin(), logits.end());
   const bool is_nan = std::any_of(logits.begin(), logits.end(), [](float x) { return std::isnan(x); });
-  if (is_nan || !std::isfinite(*largest)) {
-    throw Error("the model's logits hold no finite maximum: its weights or the numbers' type may be broken");
-  }
+  check_maximum(is_nan ? std::numeric_limits<float>::quiet_NaN() : *largest);
   if (sampling.temperature == 0 || sampling.top_k == 1) return largest - logits.begin();
 
   std::vector<double> weights(logits.size());

@@ -30,6 +30,9 @@ void check_sampling(const Sampling& sampling, int64_t vocab_size);
 /// @throws Error if no logit is finite or one is NaN.
 int64_t sample_token(std::span<float> logits, const Sampling& sampling, std::span<const int64_t> seen, int64_t index);
 
+/// @throws Error unless a row's largest logit is finite.
+void check_maximum(float largest);
+
 /// Whether a request whose chosen tokens are these has met one of its stop tokens or sequences.
 bool meets_stop(const Sampling& sampling, std::span<const int64_t> chosen);
 
