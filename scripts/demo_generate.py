@@ -16,11 +16,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "python_bindings"))
 ASSETS = ROOT / "assets"
-STATEMENTS, QUESTIONS, WORDS, SEED = 12, 4, 650, 5
+STATEMENTS, QUESTIONS, WORDS, SEED = 12, 4, 650, 1
 
 
-def compose() -> list[tuple[str, str]]:
-    """(prompt, code) for some of the codes in one text."""
+def compose() -> list[tuple[str, str, str]]:
+    """(text, question, code) for some of the codes in one text."""
     rng = random.Random(SEED)
     words = {kind: (ASSETS / "words" / f"{kind}.eval.txt").read_text().split() for kind in ("adjectives", "nouns")}
     prose = " ".join((ASSETS / "prose" / "eval.txt").read_text().split())
@@ -33,7 +33,14 @@ def compose() -> list[tuple[str, str]]:
     codes = {name: str(rng.randrange(10000, 100000)) for name in names}
     for place, name in zip(sorted((rng.randrange(1, len(text)) for _ in names), reverse=True), names):
         text.insert(place, f"The secret code of the {name} is {codes[name]}.")
-    return [(f"{' '.join(text)} The secret code of the {name} is", codes[name]) for name in rng.sample(names, QUESTIONS)]
+
+    def question(name: str) -> str:
+        return f"The secret code of the {name} is"
+
+    # Two answered ones first, so that the model knows what is wanted.
+    first, second, *asked = rng.sample(names, QUESTIONS + 2)
+    before = " ".join([*text, *(f"{question(name)} {codes[name]}." for name in (first, second))])
+    return [(before, question(name), codes[name]) for name in asked]
 
 
 def answers(prompts: list[str], model: str, pattern) -> tuple[list[str], dict]:
@@ -54,16 +61,15 @@ def main() -> int:
     import prulong
 
     questions = compose()
-    prompts = [prompt for prompt, _ in questions]
+    prompts = [f"{text} {question}" for text, question, _ in questions]
     sides = {"full attention": None, "learned mask": prulong.Pattern.load(arguments.pattern)}
     results = {}
     for name, pattern in sides.items():
         texts, stats = answers(prompts, arguments.model, pattern)
-        results[name] = {"answers": texts, "right": sum(text == code for text, (_, code) in zip(texts, questions)), **stats}
+        results[name] = {"answers": texts, "right": sum(text == code for text, (_, _, code) in zip(texts, questions)), **stats}
     print(f"{'question':48} {'truth':>6}  " + "  ".join(f"{name:>14}" for name in sides))
-    for i, (prompt, code) in enumerate(questions):
-        question = prompt[prompt.rindex(". ") + 2 :] + " ..."
-        print(f"{question:48} {code:>6}  " + "  ".join(f"{results[name]['answers'][i][:14]:>14}" for name in sides))
+    for i, (_, question, code) in enumerate(questions):
+        print(f"{question + ' ...':48} {code:>6}  " + "  ".join(f"{results[name]['answers'][i][:14]:>14}" for name in sides))
     for name, r in results.items():
         print(f"{name}: {r['prompt_tokens'] / r['prompt_seconds']:,.0f} prompt tokens/s, "
               f"{r['decoded_tokens'] / max(r['decode_seconds'], 1e-9):.1f} new tokens/s, keys and values at most "
