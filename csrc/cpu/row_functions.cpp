@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: MIT
-// Compiled without contraction: which of two products a compiler fuses with their sum may differ between copies of a
-// loop.
 #include "csrc/cpu/row_functions.h"
 
 #include <cmath>

@@ -18,12 +18,11 @@ struct RowProducts {
   int64_t rows, outputs, depth;
 };
 
-/// Computes rows [row_begin, row_end) of outputs [output_begin, output_end), on the calling thread. Fastest where
-/// output_begin is a multiple of kOutputPanel. Reads w once for every row_products_block rows.
+/// Computes rows [row_begin, row_end) of outputs [output_begin, output_end), on the calling thread, reading those rows
+/// of w once for every 128 rows of x or more. Parts for threads: fastest from a multiple of kOutputPanel on.
 void row_products(Isa isa, const RowProducts& product, int64_t row_begin, int64_t row_end, int64_t output_begin,
                   int64_t output_end);
 
-/// A multiple of how many outputs each kernel computes at a time.
 constexpr int64_t kOutputPanel = 12;
 
 }  // namespace prulong
