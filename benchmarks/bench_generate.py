@@ -49,6 +49,7 @@ class EngineSide:
         self.prulong = prulong
         self.engine = prulong.Engine(a.model, pattern, dtype="float32", device="cpu", allow_beyond_positions=True,
                                      tokenizer=None)
+        self.engine.tokenizer  # read now, not within the first measurement
         self.ids = []
 
     def prefill(self, prompts: list[list[int]]) -> None:
