@@ -15,6 +15,7 @@ Usage: benchmarks/bench_generate.py [one] [batch] [--tokens 8192] [--out docs/be
 """
 
 import argparse
+import inspect
 import json
 import statistics
 import sys
@@ -38,6 +39,11 @@ def peak_resident_gib() -> float:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 2**20
     raise RuntimeError("/proc/self/status names no VmHWM")
+
+
+def cache_argument(model) -> str:
+    """What a transformers model calls its cache: newer versions renamed it."""
+    return "cache" if "cache" in inspect.signature(inspect.unwrap(model.forward)).parameters else "past_key_values"
 
 
 class EngineSide:
@@ -92,8 +98,7 @@ class TransformersSide:
 
     def run(self, tokens):
         with self.torch.no_grad():
-            name = "past_key_values" if "past_key_values" in self.model.forward.__code__.co_varnames else "cache"
-            out = self.model(input_ids=tokens, use_cache=True, logits_to_keep=1, **{name: self.cache})
+            out = self.model(input_ids=tokens, use_cache=True, logits_to_keep=1, **{cache_argument(self.model): self.cache})
         return out.logits[:, -1].argmax(-1, keepdim=True)
 
     def prefill(self, prompts: list[list[int]]) -> None:
