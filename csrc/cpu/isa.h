@@ -82,4 +82,21 @@ PRULONG_INLINE void store_lanes(T* to, V lanes) {
   std::memcpy(to, &lanes, sizeof(V));
 }
 
+/// sum + a * b of vectors of floats or doubles, rounded once where the instruction set has an instruction for it. Left
+/// to the compiler, some copies of a loop would get it and others not.
+template <typename V>
+PRULONG_INLINE V multiply_add(V sum, V a, V b) {
+#ifdef __x86_64__
+  if constexpr (sizeof(V) > 16) {
+    if constexpr (sizeof(a[0]) == sizeof(float)) {
+      asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+    } else {
+      asm("vfmadd231pd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+    }
+    return sum;
+  }
+#endif
+  return sum + a * b;
+}
+
 }  // namespace prulong

@@ -25,19 +25,6 @@ struct Shape {
   static_assert(kOutputPanel % kOutputs == 0 && kBlockOutputs % kOutputs == 0);
 };
 
-/// sum + a * b, rounded once where the instruction set has an instruction for it. Left to the compiler, some copies of
-/// a loop would get it and others not.
-template <typename Floats>
-PRULONG_INLINE Floats multiply_add(Floats sum, Floats a, Floats b) {
-#ifdef __x86_64__
-  if constexpr (sizeof(Floats) > 16) {
-    asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
-    return sum;
-  }
-#endif
-  return sum + a * b;
-}
-
 /// Where a tile's operands are: row r of x begins at x + r * depth, output c's weights at w + c * depth.
 struct Operands {
   const float* x;
