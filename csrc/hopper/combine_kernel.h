@@ -7,29 +7,16 @@
 #include "csrc/hopper/device/barrier.h"
 #include "csrc/hopper/device/memory.h"
 #include "csrc/hopper/device/thread.h"
+#include "csrc/hopper/poison.h"
 
 namespace prulong::kernels::combine {
 
 using namespace device;  // NOLINT: the primitives are this code's vocabulary
 
 constexpr int kThreads = 256;
-constexpr int kWidth = 8;               // elements of a vector: 16 bytes
-constexpr int kTokens = 16;             // that a block takes at a time
-constexpr int kRows = 16;               // of a split tile, likewise
-constexpr uint32_t kNaNs = 0x7fff7fff;  // a NaN of float, and two of bfloat16 as of float16
-
-/// Four floats.
-struct alignas(16) Float4 {
-  float x, y, z, w;
-};
-
-PRULONG_DEVICE void poison(void* data, int64_t bytes) {
-  auto* const words = static_cast<uint32_t*>(data);
-  for (int64_t i = int64_t{block_index()} * kThreads + thread_index(); i < bytes / 4;
-       i += int64_t{block_count()} * kThreads) {
-    store_global(words + i, kNaNs);
-  }
-}
+constexpr int kWidth = 8;    // elements of a vector: 16 bytes
+constexpr int kTokens = 16;  // that a block takes at a time
+constexpr int kRows = 16;    // of a split tile, likewise
 
 /// Two elements of a fractional head: out, and delta into *delta.
 template <ElementType kType>
@@ -145,10 +132,10 @@ PRULONG_DEVICE void run(const CombineParams& p) {
   const Batch& batch = p.schedule.batch;
   if (p.schedule.state->invalid != 0) {
     const int64_t rows = int64_t{batch.q_tokens} * batch.query_heads;
-    poison(p.out, rows * batch.head_dim * 2);
-    if (p.delta != nullptr) poison(p.delta, rows * batch.head_dim * 2);
-    poison(p.lse_global, rows * 4);
-    if (p.lse_local != nullptr) poison(p.lse_local, rows * 4);
+    poison<kThreads>(p.out, rows * batch.head_dim * 2);
+    if (p.delta != nullptr) poison<kThreads>(p.delta, rows * batch.head_dim * 2);
+    poison<kThreads>(p.lse_global, rows * 4);
+    if (p.lse_local != nullptr) poison<kThreads>(p.lse_local, rows * 4);
     return;
   }
   if (p.delta != nullptr) combine_branches<kType>(p);
@@ -158,7 +145,7 @@ PRULONG_DEVICE void run(const CombineParams& p) {
 PRULONG_DEVICE void run(const PoisonParams& p) {
   if (p.state->invalid == 0) return;
   for (int i = 0; i < 4; ++i) {
-    if (p.data[i] != nullptr) poison(p.data[i], p.bytes[i]);
+    if (p.data[i] != nullptr) poison<kThreads>(p.data[i], p.bytes[i]);
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 
+#include "csrc/hopper/paged.h"
 #include "csrc/tile.h"
 
 /// The work items of the attention kernels and their order. A small kernel (schedule_plan.h) writes the plan on the
@@ -30,6 +31,9 @@ struct Batch {
   const int* k_bounds;    // [documents + 1], the same array for as many queries as keys
   const float* gate;      // [kv_heads]; null: is_global counts
   const bool* is_global;  // [kv_heads]
+  /// Keys in pages; no page table: packed keys. Of a paged batch k_tokens are the entries that a table has places for,
+  /// and there are no k_bounds.
+  PagedKeys paged = {};
 
   PRULONG_HOST_DEVICE int group() const { return query_heads / kv_heads; }
 };

@@ -251,6 +251,8 @@ int fetch_add(int* address, int value, Site site) {
   return before;
 }
 
+int fetch_add_ordered(int* address, int value, Site site) { return fetch_add(address, value, site); }
+
 int load_acquire(const int* address, Site site) {
   emulation::check_aligned(address, 4, "load_acquire", site);
   machine->check_global(address, 4, false, "load_acquire", site);

@@ -8,14 +8,6 @@
 
 namespace prulong::kernels::backward {
 
-/// Two neighbouring floats.
-struct alignas(8) Float2 {
-  float x, y;
-};
-struct alignas(16) Float4 {
-  float x, y, z, w;
-};
-
 /// A consumer warpgroup: keys 64 `group` and on of every item.
 ///
 /// In a step's products, S^T = K Q^T, dP^T = V dO^T, dV += P^T dO, dK += dS^T Q, dQ = dS K, the next step's S^T comes

@@ -15,6 +15,13 @@ namespace prulong::kernels::device {
 struct alignas(16) Word4 {
   uint32_t x, y, z, w;
 };
+/// Neighbouring floats.
+struct alignas(8) Float2 {
+  float x, y;
+};
+struct alignas(16) Float4 {
+  float x, y, z, w;
+};
 
 // --- Shared memory, addresses aligned to the size of what is moved. T: a trivially copyable type of 4, 8 or 16 bytes.
 template <class T>
@@ -39,6 +46,8 @@ template <class T>
 PRULONG_DEVICE void store_global(T* address, T value PRULONG_SITE);
 /// Adds and returns what was there.
 PRULONG_DEVICE int fetch_add(int* address, int value PRULONG_SITE);
+/// The same, after the calling thread's earlier writes, those it knows of by barriers included; later reads come after.
+PRULONG_DEVICE int fetch_add_ordered(int* address, int value PRULONG_SITE);
 /// Semaphores between CTAs: a read that later reads of the CTA are ordered after, an increment that comes after the
 /// calling thread's earlier writes.
 PRULONG_DEVICE int load_acquire(const int* address PRULONG_SITE);
@@ -119,6 +128,11 @@ PRULONG_DEVICE void store_global(T* address, T value) {
   *address = value;
 }
 PRULONG_DEVICE int fetch_add(int* address, int value) { return atomicAdd(address, value); }
+PRULONG_DEVICE int fetch_add_ordered(int* address, int value) {
+  int before;
+  asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], %2;" : "=r"(before) : "l"(address), "r"(value) : "memory");
+  return before;
+}
 PRULONG_DEVICE int load_acquire(const int* address) {
   int value;
   asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");

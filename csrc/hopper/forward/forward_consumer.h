@@ -99,7 +99,9 @@ class Consumer {
     const int first_key = block_ * kKeyBlock;
     const Locality locality = a_.schedule.batch.locality;
     if (needs_mask(branch_, locality, {position_, position_ + 64}, {first_key, first_key + kKeyBlock})) {
-      mask_scores(scores_, branch_, locality, position_ + warp_row(), first_key);
+      const int position = position_ + warp_row();
+      mask_scores(scores_, {key_limits(branch_, locality, position), key_limits(branch_, locality, position + 8)},
+                  first_key);
     }
     const bool corrects = softmax_.take(scores_, a_.scale);
     softmax_.weigh(scores_, a_.scale);

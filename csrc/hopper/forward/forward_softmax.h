@@ -23,26 +23,26 @@ PRULONG_HOST_DEVICE KeyLimits key_limits(Branch branch, Locality locality, int p
 
 namespace detail {
 /// Which of a thread's 32 columns 8 (n / 2) + n mod 2 of a row are below `limit`: bit n.
-PRULONG_DEVICE uint32_t columns_below(int limit) {
+PRULONG_HOST_DEVICE uint32_t columns_below(int limit) {
   limit = lesser(greater(limit, 0), kKeyBlock);
   const int count = limit / 8 * 2 + lesser(limit % 8, 2);
   return count == 32 ? 0xffffffffu : (1u << count) - 1;
 }
 }  // namespace detail
 
-/// Makes the scores of invisible keys -inf. position: of the thread's upper row; first_key: of the block.
-PRULONG_DEVICE void mask_scores(Scores& scores, Branch branch, Locality locality, int position, int first_key) {
+/// Makes the scores of invisible keys -inf. limits: of the thread's two rows; first_key: of the block.
+template <int kColumns>
+PRULONG_DEVICE void mask_scores(device::Accumulator<kColumns>& scores, const KeyLimits (&limits)[2], int first_key) {
   const int first_column = first_key + 2 * (device::lane_index() % 4);
   uint32_t visible[2];
   PRULONG_UNROLL
   for (int r = 0; r < 2; ++r) {
-    const KeyLimits limits = key_limits(branch, locality, position + 8 * r);
-    visible[r] =
-        detail::columns_below(limits.last + 1 - first_column) &
-        (~detail::columns_below(limits.first - first_column) | detail::columns_below(limits.always - first_column));
+    visible[r] = detail::columns_below(limits[r].last + 1 - first_column) &
+                 (~detail::columns_below(limits[r].first - first_column) |
+                  detail::columns_below(limits[r].always - first_column));
   }
   PRULONG_UNROLL
-  for (int i = 0; i < Scores::kSize; ++i) {
+  for (int i = 0; i < device::Accumulator<kColumns>::kSize; ++i) {
     const int bit = i / 4 * 2 + i % 2;
     if ((visible[i / 2 % 2] >> bit & 1) == 0) scores[i] = -__builtin_inff();
   }
@@ -60,10 +60,13 @@ struct Softmax {
   float correction[2] = {1, 1};  // of what was summed before the latest update
 
   /// Takes scores in. Returns whether any row of the warp needs its sums corrected.
-  PRULONG_DEVICE bool take(const Scores& scores, float scale) {
+  template <int kColumns>
+  PRULONG_DEVICE bool take(const device::Accumulator<kColumns>& scores, float scale) {
     float top[2][2] = {{kLowest, kLowest}, {kLowest, kLowest}};
     PRULONG_UNROLL
-    for (int i = 0; i < Scores::kSize; ++i) top[i / 2 % 2][i % 2] = device::largest(top[i / 2 % 2][i % 2], scores[i]);
+    for (int i = 0; i < device::Accumulator<kColumns>::kSize; ++i) {
+      top[i / 2 % 2][i % 2] = device::largest(top[i / 2 % 2][i % 2], scores[i]);
+    }
     bool moved = false;
     PRULONG_UNROLL
     for (int r = 0; r < 2; ++r) {
@@ -80,12 +83,13 @@ struct Softmax {
   }
 
   /// Turns the scores taken last into weights.
-  PRULONG_DEVICE void weigh(Scores& scores, float scale) {
+  template <int kColumns>
+  PRULONG_DEVICE void weigh(device::Accumulator<kColumns>& scores, float scale) {
     const float shift[2] = {-maximum[0] * scale, -maximum[1] * scale};
     PRULONG_UNROLL
     for (int r = 0; r < 2; ++r) sum[r] *= correction[r];
     PRULONG_UNROLL
-    for (int i = 0; i < Scores::kSize; ++i) {
+    for (int i = 0; i < device::Accumulator<kColumns>::kSize; ++i) {
       const int r = i / 2 % 2;
       scores[i] = device::exp2_fast(device::fused(scores[i], scale, shift[r]));
       sum[r] += scores[i];

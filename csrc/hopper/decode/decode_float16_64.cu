@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: MIT
+#include "csrc/hopper/decode/decode_launch.h"
+
+namespace prulong::kernels::decode {
+
+template cudaError_t launch<Float16Dim64>(const DecodeArguments&, int, cudaStream_t);
+
+}  // namespace prulong::kernels::decode
