@@ -16,9 +16,13 @@
 /// of a KV head side by side. Then the local items, short ones that fill the tail. Key items alike: blocks with the
 /// most queries after them first, so that a block never comes before one further left in its document and head.
 ///
+/// Of a paged batch (Batch::paged) every KV head has its own number of keys; tiles are planned for the longest list of
+/// a sequence, of its global heads if there are any, and query_item() gives the steps of the item's own head.
+///
 /// Data that cannot be refused without waiting for the device: if bounds do not rise from 0 to the number of tokens, or
-/// a document has more queries than keys, there are no items and `invalid` is set (combine.h then fills outputs with
-/// NaN). Gates outside [0, 1], NaN among them, count as fractional, and combine.h turns their heads' outputs into NaN.
+/// a document has more queries than keys, more keys than its table has places for or a page outside the pool, there are
+/// no items and `invalid` is set (combine.h then fills outputs with NaN). Gates outside [0, 1], NaN among them, count
+/// as fractional, and combine.h turns their heads' outputs into NaN.
 namespace prulong::kernels {
 
 /// What is known on the host of a batch of documents, and where the rest lies on the device.
@@ -31,10 +35,11 @@ struct Batch {
   const int* k_bounds;    // [documents + 1], the same array for as many queries as keys
   const float* gate;      // [kv_heads]; null: is_global counts
   const bool* is_global;  // [kv_heads]
-  /// Keys in pages; no page table: packed keys. Of a paged batch k_tokens are the entries that a table has places for,
-  /// and there are no k_bounds.
+  /// Keys in pages; without a page table they are packed. Of a paged batch k_tokens are the entries that a table has
+  /// places for, and there are no k_bounds.
   PagedKeys paged = {};
 
+  PRULONG_HOST_DEVICE bool is_paged() const { return paged.page_table != nullptr; }
   PRULONG_HOST_DEVICE int group() const { return query_heads / kv_heads; }
 };
 
@@ -107,6 +112,8 @@ PRULONG_HOST_DEVICE int query_item_count(const Schedule& schedule) {
   return schedule.batch.group() * (state.long_heads * state.long_tiles + state.short_heads * state.query_tiles);
 }
 
+/// kPaged: of a paged batch, whose heads have lists of their own lengths.
+template <bool kPaged = false>
 PRULONG_HOST_DEVICE QueryItem query_item(const Schedule& schedule, int index) {
   const ScheduleState& state = *schedule.state;
   const Batch& batch = schedule.batch;
@@ -124,8 +131,9 @@ PRULONG_HOST_DEVICE QueryItem query_item(const Schedule& schedule, int index) {
                 : head_kind(batch, item.kv_head) == HeadKind::kFractional ? Branch::kComplement
                                                                           : Branch::kGlobal;
   item.document = tile.document;
+  if (kPaged) item.document.k_length = batch.paged.lengths[item.document.index * batch.kv_heads + item.kv_head];
   item.rows = {tile.first, detail::lesser(tile.first + schedule.query_rows, tile.document.q_length)};
-  const int first = tile.document.first_position();
+  const int first = item.document.first_position();
   const int steps = key_blocks(item.branch, batch.locality, {first + item.rows.begin, first + item.rows.end}).size();
   item.steps = detail::share_of(steps, tile.piece, tile.pieces);
   item.partial = tile.slot < 0 ? -1 : (tile.slot * state.long_heads + place.head) * group + place.member;

@@ -31,6 +31,18 @@ PRULONG_HOST_DEVICE int longest_piece(int shortest, int longest, int64_t each) {
   return share < kMinPieceBlocks ? kMinPieceBlocks : share > longest ? longest : static_cast<int>(share);
 }
 
+/// Keys of a document: of a paged batch the longest list, of its global heads if there are any.
+PRULONG_HOST_DEVICE int key_length(const Batch& batch, int document) {
+  if (!batch.is_paged()) return batch.k_bounds[document + 1] - batch.k_bounds[document];
+  int longest_global = 0, longest = 0;
+  for (int h = 0; h < batch.kv_heads; ++h) {
+    const int length = batch.paged.lengths[document * batch.kv_heads + h];
+    longest = greater(longest, length);
+    if (batch.is_global[h]) longest_global = greater(longest_global, length);
+  }
+  return longest_global > 0 ? longest_global : longest;
+}
+
 /// The tile in a place of a list that has a place for every tile of every document, and some empty ones; false if it is
 /// empty. Document d's places start at bounds[d] / rows + d: that leaves enough for each, and no counting is needed.
 PRULONG_HOST_DEVICE bool tile_in(const Batch& batch, const int* bounds, int rows, int place, Tile* tile) {
@@ -39,8 +51,8 @@ PRULONG_HOST_DEVICE bool tile_in(const Batch& batch, const int* bounds, int rows
     const int middle = (low + high) / 2;
     (bounds[middle] / rows + middle <= place ? low : high) = middle;
   }
-  const int q = batch.q_bounds[low], k = batch.k_bounds[low];
-  tile->document = {q, batch.q_bounds[low + 1] - q, k, batch.k_bounds[low + 1] - k, low};
+  const int q = batch.q_bounds[low], k = batch.is_paged() ? 0 : batch.k_bounds[low];
+  tile->document = {q, batch.q_bounds[low + 1] - q, k, key_length(batch, low), low};
   tile->first = (place - bounds[low] / rows - low) * rows;
   tile->piece = 0;
   tile->pieces = 1;
@@ -118,18 +130,37 @@ template <class Crew>
 PRULONG_DEVICE void check_bounds(const Schedule& schedule, Crew& crew) {
   const Batch& batch = schedule.batch;
   const int* q = batch.q_bounds;
-  const int* k = batch.k_bounds;
+  const int* k = batch.is_paged() ? q : batch.k_bounds;
+  const int k_tokens = batch.is_paged() ? batch.q_tokens : batch.k_tokens;
   const int last = batch.documents;
   for (int d = crew.rank(); d <= last; d += crew.size()) {
     bool good = true;
     if (d == 0) good = q[0] == 0 && k[0] == 0;
-    if (d == last) good = good && q[last] == batch.q_tokens && k[last] == batch.k_tokens;
+    if (d == last) good = good && q[last] == batch.q_tokens && k[last] == k_tokens;
     // Differences that could overflow are compared as 64-bit numbers.
     if (d < last) {
       const int64_t queries = static_cast<int64_t>(q[d + 1]) - q[d], keys = static_cast<int64_t>(k[d + 1]) - k[d];
       good = good && queries >= 0 && keys >= queries;
     }
     if (!good) schedule.state->invalid = 1;
+  }
+}
+
+/// Has every list of a paged batch, whose bounds are good, as many entries as queries at least, and all its pages?
+template <class Crew>
+PRULONG_DEVICE void check_lists(const Schedule& schedule, Crew& crew) {
+  const Batch& batch = schedule.batch;
+  const PagedKeys& paged = batch.paged;
+  const int64_t places = int64_t{batch.documents} * batch.kv_heads * paged.table_pages;
+  for (int64_t p = crew.rank(); p < places; p += crew.size()) {
+    const int list = static_cast<int>(p / paged.table_pages), block = static_cast<int>(p % paged.table_pages);
+    const int document = list / batch.kv_heads, length = paged.lengths[list];
+    const int queries = batch.q_bounds[document + 1] - batch.q_bounds[document];
+    if (queries == 0) continue;
+    if (!paged.fits(length, queries)) schedule.state->invalid = 1;
+    if (block < length / kKeyBlock + (length % kKeyBlock > 0) && !paged.in_pool(paged.page_table[p])) {
+      schedule.state->invalid = 1;
+    }
   }
 }
 
@@ -142,6 +173,8 @@ PRULONG_DEVICE void make_plan(const Schedule& schedule, Crew& crew) {
   if (crew.rank() == 0) *state = {};
   crew.sync();
   check_bounds(schedule, crew);
+  crew.sync();
+  if (batch.is_paged() && state->invalid == 0) check_lists(schedule, crew);
   crew.sync();
   if (state->invalid != 0) return;  // all counts are 0
   plan_heads(schedule, crew);

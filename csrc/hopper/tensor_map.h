@@ -5,6 +5,7 @@
 
 #include "csrc/elementwise/element_type.h"
 #include "csrc/hopper/device/copy.h"
+#include "csrc/tile.h"
 
 namespace prulong::kernels {
 
@@ -15,6 +16,11 @@ struct PackedTensor {
   int64_t tokens, heads, head_dim;
   int64_t token_stride, head_stride;  // elements
 };
+
+/// A pool of pages [pages, kKeyBlock, head_dim] as a tensor whose tokens are all rows of all pages.
+inline PackedTensor rows_of_pages(ElementType type, const void* data, int64_t pages, int64_t head_dim) {
+  return {type, data, pages * kKeyBlock, 1, head_dim, head_dim, head_dim};
+}
 
 /// Can bulk copies address the tensor? Its start and its strides must be multiples of 16 bytes, the strides below 2^40
 /// bytes, and head_dim a multiple of 64.

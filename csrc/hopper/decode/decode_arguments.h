@@ -17,12 +17,6 @@ struct DecodeArguments {
   int* arrivals;
 };
 
-/// A pool of pages as a tensor whose tokens are all rows of all pages.
-inline PackedTensor rows_of_pages(ElementType type, const void* pages, const Batch& batch) {
-  const int64_t rows = int64_t{batch.paged.pool_pages} * kKeyBlock;
-  return {type, pages, rows, 1, batch.head_dim, batch.head_dim, batch.head_dim};
-}
-
 /// Returns null, or what is wrong with a tensor.
 inline const char* make_decode_arguments(const DecodeParams& params, DecodeArguments* arguments) {
   constexpr float kLog2E = 1.44269504088896341f;
@@ -34,10 +28,12 @@ inline const char* make_decode_arguments(const DecodeParams& params, DecodeArgum
   arguments->partial_out = params.partial_out;
   arguments->partial_lse = params.partial_lse;
   arguments->arrivals = params.arrivals;
-  const char* fault =
-      make_tensor_map(rows_of_pages(params.type, params.k_pages, params.batch), kKeyBlock, &arguments->k);
-  if (fault != nullptr) return fault;
-  return make_tensor_map(rows_of_pages(params.type, params.v_pages, params.batch), kKeyBlock, &arguments->v);
+  const auto map = [&](const void* pages, device::TensorMap* to) {
+    return make_tensor_map(rows_of_pages(params.type, pages, params.batch.paged.pool_pages, params.batch.head_dim),
+                           kKeyBlock, to);
+  };
+  if (const char* fault = map(params.k_pages, &arguments->k)) return fault;
+  return map(params.v_pages, &arguments->v);
 }
 
 }  // namespace prulong::kernels

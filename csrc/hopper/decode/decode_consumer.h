@@ -193,7 +193,8 @@ class Consumer {
     arrive_named(kTaken + warp_, 2 * kWarpThreads);
   }
 
-  /// Writes the piece's results: outputs, or partial ones. Whoever leaves the last partial result of a list merges them.
+  /// Writes the piece's results: outputs, or partial ones. Whoever leaves the last partial result of a list merges
+  /// them.
   PRULONG_DEVICE void finish(const Piece& piece, int cta) {
     const bool whole = piece.pieces == 1;
     const int slot = partial_slot(piece, cta - piece.first_cta);
@@ -210,7 +211,8 @@ class Consumer {
         uint32_t* const out = place.template out<Shape>(a_) + column / 2;
         PRULONG_UNROLL
         for (int i = 0; i < Sums::kSize / 4; ++i) {
-          store_global(out + 4 * i, pack<Shape::kType>(sums_[4 * i + 2 * r] * inverse, sums_[4 * i + 2 * r + 1] * inverse));
+          store_global(out + 4 * i,
+                       pack<Shape::kType>(sums_[4 * i + 2 * r] * inverse, sums_[4 * i + 2 * r + 1] * inverse));
         }
       } else {
         const int64_t at = partial_row(slot, kDecodeRows, row(r));
@@ -239,9 +241,9 @@ class Consumer {
   }
 
   // Barriers by number; those of a warp pair: + warp.
-  static constexpr int kGiven = 1;    // the second consumer's results lie in shared memory
-  static constexpr int kTaken = 5;    // they have been read
-  static constexpr int kMended = 9;   // + consumer: values behind the list's end are zero
+  static constexpr int kGiven = 1;     // the second consumer's results lie in shared memory
+  static constexpr int kTaken = 5;     // they have been read
+  static constexpr int kMended = 9;    // + consumer: values behind the list's end are zero
   static constexpr int kWritten = 11;  // partial results lie in global memory; then, who is last in shared memory
 
   const DecodeArguments& a_;

@@ -71,8 +71,8 @@ class Loader {
       const int row = kernels::detail::greater(page, 0) * kKeyBlock;
       PRULONG_UNROLL
       for (int p = 0; p < Shape::kPanels; ++p) {
-        load_box(memory_ + Shape::kTiles + stage * Shape::kTileBytes + p * Shape::kKeyPanel, map,
-                 barriers_.full(stage), 64 * p, row, 0, false);
+        load_box(memory_ + Shape::kTiles + stage * Shape::kTileBytes + p * Shape::kKeyPanel, map, barriers_.full(stage),
+                 64 * p, row, 0, false);
       }
     }
     ring_.advance();

@@ -76,9 +76,7 @@ struct Piece {
 
 /// Place of the partial result of piece 0 <= n < pieces, where there are several. A CTA begins at most one list that
 /// others go on with, and goes on with at most one.
-PRULONG_HOST_DEVICE int partial_slot(const Piece& piece, int n) {
-  return 2 * (piece.first_cta + n) + (n == 0 ? 1 : 0);
-}
+PRULONG_HOST_DEVICE int partial_slot(const Piece& piece, int n) { return 2 * (piece.first_cta + n) + (n == 0 ? 1 : 0); }
 
 /// A CTA's way through its share.
 class Walk {

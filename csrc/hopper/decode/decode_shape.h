@@ -16,11 +16,11 @@ struct DecodeShape {
   static constexpr int kConsumers = 2;  // warpgroups, half a key block each
   static constexpr int kThreads = (kConsumers + 1) * device::kWarpgroupThreads;
   static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
-  static constexpr int kPanels = kDim / 64;              // of 64 columns, 128 bytes
-  static constexpr int kKeyPanel = kKeyBlock * 128;      // bytes
-  static constexpr int kTileBytes = kPanels * kKeyPanel;  // of the keys or the values of a key block
+  static constexpr int kPanels = kDim / 64;                // of 64 columns, 128 bytes
+  static constexpr int kKeyPanel = kKeyBlock * 128;        // bytes
+  static constexpr int kTileBytes = kPanels * kKeyPanel;   // of the keys or the values of a key block
   static constexpr int kStages = 192 * 1024 / kTileBytes;  // tiles in flight, keys and values in turns
-  static constexpr int kHalf = kKeyBlock / kConsumers;    // keys of a consumer
+  static constexpr int kHalf = kKeyBlock / kConsumers;     // keys of a consumer
 
   // Offsets in shared memory.
   static constexpr int kTiles = 0;

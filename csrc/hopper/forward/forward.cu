@@ -12,12 +12,21 @@ cudaError_t launch_forward(const ForwardParams& params, cudaStream_t stream) {
   if (schedule.batch.q_tokens == 0 || schedule.batch.k_tokens == 0) return cudaSuccess;  // no items
   ForwardArguments arguments;
   if (make_forward_arguments(params, &arguments) != nullptr) return cudaErrorInvalidValue;
+  const bool narrow = dim == 64;
   if (params.q.type == ElementType::kBFloat16) {
-    return dim == 64 ? forward::launch<forward::BFloat16Dim64>(arguments, stream)
-                     : forward::launch<forward::BFloat16Dim128>(arguments, stream);
+    if (schedule.batch.is_paged()) {
+      return narrow ? forward::launch<forward::PagedBFloat16Dim64>(arguments, stream)
+                    : forward::launch<forward::PagedBFloat16Dim128>(arguments, stream);
+    }
+    return narrow ? forward::launch<forward::BFloat16Dim64>(arguments, stream)
+                  : forward::launch<forward::BFloat16Dim128>(arguments, stream);
   }
-  return dim == 64 ? forward::launch<forward::Float16Dim64>(arguments, stream)
-                   : forward::launch<forward::Float16Dim128>(arguments, stream);
+  if (schedule.batch.is_paged()) {
+    return narrow ? forward::launch<forward::PagedFloat16Dim64>(arguments, stream)
+                  : forward::launch<forward::PagedFloat16Dim128>(arguments, stream);
+  }
+  return narrow ? forward::launch<forward::Float16Dim64>(arguments, stream)
+                : forward::launch<forward::Float16Dim128>(arguments, stream);
 }
 
 }  // namespace prulong::kernels

@@ -21,7 +21,8 @@ PRULONG_HOST_DEVICE constexpr int forward_query_rows(int head_dim) { return head
 /// either, as long as its value is finite.
 struct ForwardParams {
   Schedule schedule;     // with forward_query_rows() query rows
-  PackedTensor q, k, v;  // float16 or bfloat16, head_dim 64 or 128; must fit a tensor map
+  PackedTensor q, k, v;  // float16 or bfloat16, head_dim 64 or 128; must fit a tensor map. Of a paged batch k and v
+                         // are rows_of_pages.
   float scale;           // of Q K^T; positive
   void* out;             // [q tokens, query heads, head_dim] of q's type, dense, aligned to 16 bytes
   void* delta;           // alike; null if no head is fractional

@@ -32,9 +32,17 @@ using BFloat16Dim64 = ForwardShape<ElementType::kBFloat16, 64>;
 using BFloat16Dim128 = ForwardShape<ElementType::kBFloat16, 128>;
 using Float16Dim64 = ForwardShape<ElementType::kFloat16, 64>;
 using Float16Dim128 = ForwardShape<ElementType::kFloat16, 128>;
+using PagedBFloat16Dim64 = ForwardShape<ElementType::kBFloat16, 64, true>;
+using PagedBFloat16Dim128 = ForwardShape<ElementType::kBFloat16, 128, true>;
+using PagedFloat16Dim64 = ForwardShape<ElementType::kFloat16, 64, true>;
+using PagedFloat16Dim128 = ForwardShape<ElementType::kFloat16, 128, true>;
 extern template cudaError_t launch<BFloat16Dim64>(const ForwardArguments&, cudaStream_t);
 extern template cudaError_t launch<BFloat16Dim128>(const ForwardArguments&, cudaStream_t);
 extern template cudaError_t launch<Float16Dim64>(const ForwardArguments&, cudaStream_t);
 extern template cudaError_t launch<Float16Dim128>(const ForwardArguments&, cudaStream_t);
+extern template cudaError_t launch<PagedBFloat16Dim64>(const ForwardArguments&, cudaStream_t);
+extern template cudaError_t launch<PagedBFloat16Dim128>(const ForwardArguments&, cudaStream_t);
+extern template cudaError_t launch<PagedFloat16Dim64>(const ForwardArguments&, cudaStream_t);
+extern template cudaError_t launch<PagedFloat16Dim128>(const ForwardArguments&, cudaStream_t);
 
 }  // namespace prulong::kernels::forward

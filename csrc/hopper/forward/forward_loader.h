@@ -67,7 +67,7 @@ class Loader {
     const int count = query_item_count(a_.schedule);
     for (int fetched = fetch(), next; (next = shuffle(fetched, 0)) < count;) {
       fetched = fetch();  // early: the answer takes a while
-      load(query_item(a_.schedule, next));
+      load(query_item<Shape::kPaged>(a_.schedule, next));
     }
     load_owed();
     publish({}, {}, {});
@@ -104,14 +104,28 @@ class Loader {
       arrive(barriers_.q_full(q_.stage()));
     }
     q_.advance();
+    const int head = Shape::kPaged ? 0 : item.kv_head;
+    int next_row = steps > 0 ? row_of(item, blocks.at(item.steps.begin)) : 0;
     for (int step = item.steps.begin; step < item.steps.end; ++step) {
-      const int first_key = blocks.at(step) * kKeyBlock, row = item.document.k_begin + first_key;
+      const int first_key = blocks.at(step) * kKeyBlock, row = next_row;
+      if (step + 1 < item.steps.end)
+        next_row = row_of(item, blocks.at(step + 1));  // early: a page's number takes a while
       wait(barriers_.k_empty(k_.stage()), k_.parity() ^ 1);
       load_tile(memory_ + Shape::kK + k_.stage() * Shape::kKeyBytes, a_.k, barriers_.k_full(k_.stage()),
-                Shape::kKeyPanel, row, item.kv_head, true);
+                Shape::kKeyPanel, row, head, true);
       k_.advance();
       load_owed();
-      owed_ = {row, item.kv_head, kernels::detail::lesser(kKeyBlock, item.document.k_length - first_key)};
+      owed_ = {row, head, kernels::detail::lesser(kKeyBlock, item.document.k_length - first_key)};
+    }
+  }
+
+  /// The first row of a key block among all keys.
+  PRULONG_DEVICE int row_of(const QueryItem& item, int block) const {
+    if constexpr (Shape::kPaged) {
+      const Batch& batch = a_.schedule.batch;
+      return load_global(batch.paged.row(item.document.index * batch.kv_heads + item.kv_head) + block) * kKeyBlock;
+    } else {
+      return item.document.k_begin + block * kKeyBlock;
     }
   }
 

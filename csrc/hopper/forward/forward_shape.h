@@ -9,10 +9,12 @@
 namespace prulong::kernels {
 
 /// Sizes of a forward kernel and the plan of its shared memory.
-template <ElementType kElement, int kDim>
+/// kKeysInPages: of a paged batch.
+template <ElementType kElement, int kDim, bool kKeysInPages = false>
 struct ForwardShape {
   static constexpr ElementType kType = kElement;
   static constexpr int kHeadDim = kDim;
+  static constexpr bool kPaged = kKeysInPages;
 
   static constexpr int kConsumers = forward_query_rows(kDim) / 64;
   static constexpr int kQueryRows = 64 * kConsumers;

@@ -59,7 +59,9 @@ PagedCache::PagedCache(const PagedExample& example, ElementType type, int head_d
   batch_.paged = {table_.data(), lengths_.data(), places, pages};
 
   std::normal_distribution<float> normal(0, 1);
-  const auto draw = [&](float magnitude) { return device::emulation::round_element(type_, magnitude * normal(random)); };
+  const auto draw = [&](float magnitude) {
+    return device::emulation::round_element(type_, magnitude * normal(random));
+  };
   q.resize(size(batch_.q_tokens) * size(batch_.query_heads * dim_));
   for (uint16_t& x : q) x = draw(example.magnitude);
   k.assign(size(pages) * size(kKeyBlock * dim_), kNanBits);
@@ -101,7 +103,8 @@ void PagedCache::register_in(device::emulation::GlobalMemory& memory) {
 }
 
 void PagedCache::poison(int sequence, int head, int j) {
-  for (std::vector<uint16_t>* pages : {&k, &v}) std::fill_n(pages->begin() + static_cast<ptrdiff_t>(entry(sequence, head, j)), dim_, kNanBits);
+  for (std::vector<uint16_t>* pages : {&k, &v})
+    std::fill_n(pages->begin() + static_cast<ptrdiff_t>(entry(sequence, head, j)), dim_, kNanBits);
 }
 
 void PagedCache::check(const std::vector<std::array<int, 2>>& wrong_lists) const {
@@ -131,7 +134,8 @@ void PagedCache::check(const std::vector<std::array<int, 2>>& wrong_lists) const
         for (int j = 0; j <= position; ++j) {
           if (!visible(branch, example_.locality, position, j)) continue;
           double sum = 0;
-          for (size_t d = 0; d < size(dim_); ++d) sum += value(q, row * size(dim_) + d) * value(k, entry(s, kv_head, j) + d);
+          for (size_t d = 0; d < size(dim_); ++d)
+            sum += value(q, row * size(dim_) + d) * value(k, entry(s, kv_head, j) + d);
           keys.push_back(j);
           scores.push_back(sum * static_cast<double>(scale()));
           top = std::max(top, scores.back());

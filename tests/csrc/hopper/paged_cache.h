@@ -15,11 +15,11 @@ namespace prulong::kernels::tests {
 /// Queries of some sequences over a cache in pages, and what their attention is.
 struct PagedExample {
   int group = 1;
-  std::vector<int> is_global = {1};           // by KV head
-  std::vector<int> q_lengths;                 // by sequence
-  std::vector<std::vector<int>> lengths;      // by sequence and KV head: entries
+  std::vector<int> is_global = {1};       // by KV head
+  std::vector<int> q_lengths;             // by sequence
+  std::vector<std::vector<int>> lengths;  // by sequence and KV head: entries
   Locality locality = {128, 256};
-  float magnitude = 1;                        // of queries and keys
+  float magnitude = 1;  // of queries and keys
 };
 
 /// The memory of a call: pages in random order, NaN wherever no entry lies, tables whose unused places hold nonsense.

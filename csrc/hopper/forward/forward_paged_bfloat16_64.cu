@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: MIT
+#include "csrc/hopper/forward/forward_launch.h"
+
+namespace prulong::kernels::forward {
+
+template cudaError_t launch<PagedBFloat16Dim64>(const ForwardArguments&, cudaStream_t);
+
+}  // namespace prulong::kernels::forward
