@@ -25,7 +25,7 @@ MAY_INCLUDE = {
     "python_bindings": {"common", "csrc", "model", "engine", "eval"},
 }
 # Kernels know no torch, so they cannot include what does; these files beside them are operators' code.
-HOST_SIDE = re.compile(r"csrc/(hopper/hopper_attention|elementwise/fused_elementwise)\.")
+HOST_SIDE = re.compile(r"csrc/(hopper/(?:hopper_attention|paged_attention|planned_forward)|elementwise/fused_elementwise)\.")
 SHARED_BY_KERNELS = ("csrc/tile.h", "csrc/host_device.h")
 # Headers that only some files may name: (what, pattern of the include, which files may).
 RESTRICTED = [

@@ -13,15 +13,10 @@
 #include "csrc/hopper/address.h"
 #include "csrc/hopper/backward/backward.h"
 #include "csrc/hopper/combine.h"
-#include "csrc/hopper/forward/forward.h"
-#include "csrc/hopper/schedule_plan.h"
+#include "csrc/hopper/planned_forward.h"
 
 namespace prulong::hopper {
 namespace {
-
-kernels::PackedTensor packed(const at::Tensor& t) {
-  return {element_type(t), t.const_data_ptr(), t.size(0), t.size(1), t.size(2), t.stride(0), t.stride(1)};
-}
 
 // The tensor itself where bulk copies can address it, else a dense copy.
 at::Tensor addressable(const at::Tensor& t) {
@@ -49,48 +44,6 @@ Locality locality_of(const Arguments& arguments) {
   return bounded(arguments.sink, arguments.window, arguments.k.size(0));
 }
 
-// A schedule whose plan is on its way, and the memory that holds it. Memory freed by the host lives on until the
-// stream is past its use.
-struct Planned {
-  at::Tensor memory;
-  kernels::Schedule schedule;
-};
-Planned plan(const kernels::Batch& batch, const kernels::ScheduleOptions& options, const at::Tensor& q,
-             cudaStream_t stream) {
-  const auto bytes = static_cast<int64_t>(kernels::schedule_bytes(batch, options));
-  Planned planned = {at::empty({bytes}, q.options().dtype(at::kByte)), {}};
-  planned.schedule = kernels::make_schedule(batch, options, planned.memory.mutable_data_ptr());
-  C10_CUDA_CHECK(kernels::launch_plan(planned.schedule, stream));
-  return planned;
-}
-
-// For ScheduleOptions. 0 where query tiles are so many that none is ever cut: causal tiles of one head, the longest of
-// which is less than twice the mean.
-int count_processors(const kernels::Batch& batch, int query_rows, int device) {
-  int processors = 0;
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
-  const int64_t tiles = int64_t{batch.q_tokens} / query_rows * batch.group();
-  return tiles >= 8 * int64_t{processors} ? 0 : processors;
-}
-
-at::Tensor empty_statistics(const at::Tensor& q) {
-  return at::empty({q.size(1), q.size(0)}, q.options().dtype(at::kFloat));
-}
-
-// The forward kernel, and what finishes its results.
-void run(const kernels::ForwardParams& params, cudaStream_t stream) {
-  C10_CUDA_CHECK(kernels::launch_forward(params, stream));
-  C10_CUDA_CHECK(kernels::launch_combine({.type = params.q.type,
-                                          .schedule = params.schedule,
-                                          .out = params.out,
-                                          .delta = params.delta,
-                                          .lse_global = params.lse_global,
-                                          .lse_local = params.lse_local,
-                                          .partial_out = params.partial_out,
-                                          .partial_lse = params.partial_lse},
-                                         stream));
-}
-
 }  // namespace
 
 bool supports(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cu_seqlens, double scale) {
@@ -115,18 +68,18 @@ GatedResults gated_forward(const GatedArguments& arguments) {
   kernels::Batch batch = make_batch(q, k, locality_of(arguments), cu_seqlens, cu_seqlens);
   batch.gate = gate.const_data_ptr<float>();
   const Planned planned = plan(batch, {.query_rows = kernels::forward_query_rows(batch.head_dim)}, q, stream);
-  run({.schedule = planned.schedule,
-       .q = packed(q),
-       .k = packed(k),
-       .v = packed(v),
-       .scale = static_cast<float>(arguments.scale),
-       .out = result.out.mutable_data_ptr(),
-       .delta = result.delta.mutable_data_ptr(),
-       .lse_global = result.lse_global.mutable_data_ptr<float>(),
-       .lse_local = result.lse_local.mutable_data_ptr<float>(),
-       .partial_out = nullptr,
-       .partial_lse = nullptr},
-      stream);
+  run_forward({.schedule = planned.schedule,
+               .q = packed(q),
+               .k = packed(k),
+               .v = packed(v),
+               .scale = static_cast<float>(arguments.scale),
+               .out = result.out.mutable_data_ptr(),
+               .delta = result.delta.mutable_data_ptr(),
+               .lse_global = result.lse_global.mutable_data_ptr<float>(),
+               .lse_local = result.lse_local.mutable_data_ptr<float>(),
+               .partial_out = nullptr,
+               .partial_lse = nullptr},
+              stream);
   return result;
 }
 
@@ -184,28 +137,7 @@ std::tuple<at::Tensor, at::Tensor> masked_forward(const MaskedArguments& argumen
 
   kernels::Batch batch = make_batch(q, k, locality_of(arguments), cu_seqlens_q, cu_seqlens_k);
   batch.is_global = is_global.const_data_ptr<bool>();
-  const int query_rows = kernels::forward_query_rows(batch.head_dim);
-  const int processors = count_processors(batch, query_rows, q.get_device());
-  const Planned planned = plan(batch, {.query_rows = query_rows, .processors = processors}, q, stream);
-  at::Tensor partial_out, partial_lse;  // about 50 MB
-  if (processors > 0) {
-    const int64_t slots = kernels::partial_capacity(planned.schedule);
-    partial_out = at::empty({slots, query_rows, q.size(2)}, q.options().dtype(at::kFloat));
-    partial_lse = at::empty({slots, query_rows}, q.options().dtype(at::kFloat));
-  }
-  const auto floats = [](const at::Tensor& t) { return t.defined() ? t.mutable_data_ptr<float>() : nullptr; };
-  run({.schedule = planned.schedule,
-       .q = packed(q),
-       .k = packed(k),
-       .v = packed(v),
-       .scale = static_cast<float>(arguments.scale),
-       .out = out.mutable_data_ptr(),
-       .delta = nullptr,
-       .lse_global = floats(lse),
-       .lse_local = floats(lse),
-       .partial_out = floats(partial_out),
-       .partial_lse = floats(partial_lse)},
-      stream);
+  run_masked(batch, q, packed(k), packed(v), arguments.scale, out, lse, stream);
   return {out, lse};
 }
 

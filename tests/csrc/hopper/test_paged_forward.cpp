@@ -39,8 +39,9 @@ Work attend(PagedCache& cache, int processors, uint64_t seed) {
 
   ForwardParams params = {};
   params.schedule = schedule;
-  params.q = {Shape::kType,    cache.q.data(),  batch.q_tokens, batch.query_heads, batch.head_dim,
-              batch.query_heads * batch.head_dim, batch.head_dim};
+  params.q = {Shape::kType,      cache.q.data(), batch.q_tokens,
+              batch.query_heads, batch.head_dim, batch.query_heads * batch.head_dim,
+              batch.head_dim};
   params.k = rows_of_pages(Shape::kType, cache.k.data(), batch.paged.pool_pages, batch.head_dim);
   params.v = rows_of_pages(Shape::kType, cache.v.data(), batch.paged.pool_pages, batch.head_dim);
   params.scale = cache.scale();
@@ -63,7 +64,8 @@ Work attend(PagedCache& cache, int processors, uint64_t seed) {
     work.tiles += item.steps.size() > 0;
     work.split_items += item.partial >= 0;
   }
-  work.counters = emulate({2, Shape::kThreads, Shape::kSharedBytes, seed}, memory, [&] { forward::run<Shape>(arguments); });
+  work.counters =
+      emulate({2, Shape::kThreads, Shape::kSharedBytes, seed}, memory, [&] { forward::run<Shape>(arguments); });
   CombineParams combined = {};
   combined.type = Shape::kType;
   combined.schedule = schedule;
@@ -136,8 +138,8 @@ TEST_CASE("wrong data make a chunk's outputs NaN and are never followed", "[page
     CHECK(work.counters.bytes_loaded == 0);
     cache.check_all_wrong();
   };
-  check_wrong([](PagedCache& c) { c.length(0, 1) = 199; });        // fewer entries than queries
-  check_wrong([](PagedCache& c) { c.length(3, 0) = 1 << 30; });    // more than the table has places for
+  check_wrong([](PagedCache& c) { c.length(0, 1) = 199; });      // fewer entries than queries
+  check_wrong([](PagedCache& c) { c.length(3, 0) = 1 << 30; });  // more than the table has places for
   check_wrong([](PagedCache& c) { c.length(2, 0) = -5; });
   check_wrong([](PagedCache& c) { c.page(0, 0, 4) = -1; });
   check_wrong([](PagedCache& c) { c.page(3, 1, 2) = c.batch().paged.pool_pages; });
