@@ -22,8 +22,8 @@
 namespace prulong::hopper {
 namespace {
 
-// Counters of the decode kernel, which every launch leaves at 0. Calls on different streams may run at the same time, so
-// each stream has its own; so has every graph, which zeroes them once a replay.
+// Counters of the decode kernel, which every launch leaves at 0. Calls on different streams may run at the same time,
+// so each stream has its own; so has every graph, which zeroes them once a replay.
 at::Tensor find_arrivals(const at::Tensor& q, int processors, cudaStream_t stream) {
   struct Counters {
     unsigned long long capture = 0;

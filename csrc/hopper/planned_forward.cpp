@@ -50,8 +50,8 @@ void run_masked(const kernels::Batch& batch, const at::Tensor& q, const kernels:
                 const kernels::PackedTensor& v, double scale, const at::Tensor& out, const at::Tensor& lse,
                 cudaStream_t stream) {
   const int query_rows = kernels::forward_query_rows(batch.head_dim);
-  // No tile is ever cut where query tiles are so many: causal tiles of one head, the longest of which is less than twice
-  // the mean.
+  // No tile is ever cut where query tiles are so many: causal tiles of one head, the longest of which is less than
+  // twice the mean.
   int processors = processor_count(q);
   if (int64_t{batch.q_tokens} / query_rows * batch.group() >= 8 * int64_t{processors}) processors = 0;
   const Planned planned = plan(batch, {.query_rows = query_rows, .processors = processors}, q, stream);

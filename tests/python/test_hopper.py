@@ -12,7 +12,7 @@ import torch
 if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
     pytest.skip("no Hopper GPU", allow_module_level=True)
 
-from prulong.ops import gated_attention, masked_attention
+from prulong.ops import gated_attention, masked_attention, paged_attention
 from test_ops import attend, check_against_reference, gates, hidden_keys, make, with_gradients
 
 # (cu_seqlens, query heads, key heads, head_dim, sink, window): documents around multiples of the tiles, empty ones, one-token
@@ -194,3 +194,149 @@ def test_deterministic_runs_have_the_same_bits(head_dim):
     finally:
         torch.use_deterministic_algorithms(False)
     assert (first[1] - loose[1]).float().norm() <= 1e-3 * loose[1].float().norm()
+
+
+class Paged:
+    """Queries over a cache in pages of 128 in random order. NaN lies wherever no entry does, nonsense in unused places of the
+    table. lengths: entries by sequence and KV head; queries: new tokens by sequence."""
+
+    def __init__(self, lengths, queries, group=4, head_dim=128, dtype=torch.bfloat16, flags=None, sink=100, window=200, places=0):
+        kv_heads = len(lengths[0])
+        self.queries, self.group, self.locality = queries, group, dict(sink=sink, window=window)
+        self.flags = torch.tensor(flags or [h % 2 == 0 for h in range(kv_heads)])
+        count = [[-(-n // 128) for n in heads] for heads in lengths]
+        places = max(places, 1 + max(map(max, count)))
+        order = torch.randperm(sum(map(sum, count)) + 2).tolist()
+        self.k, self.v = (torch.full((len(order), 128, head_dim), float("nan"), dtype=dtype) for _ in "kv")
+        self.table = torch.randint(-(1 << 31), (1 << 31) - 1, (len(lengths), kv_heads, places), dtype=torch.int32)
+        for b, heads in enumerate(lengths):
+            for h, n in enumerate(heads):
+                for place in range(count[b][h]):
+                    page, rows = order.pop(), min(128, n - 128 * place)
+                    self.table[b, h, place] = page
+                    for pool in (self.k, self.v):
+                        pool[page, :rows] = torch.randn(rows, head_dim)
+        self.k, self.v, self.table, self.flags = (x.cuda() for x in (self.k, self.v, self.table, self.flags))
+        self.lengths = torch.tensor(lengths, dtype=torch.int32, device="cuda")
+        self.bounds = torch.tensor([0, *torch.tensor(queries).cumsum(0)], dtype=torch.int32, device="cuda")
+        self.q = torch.randn(sum(queries), group * kv_heads, head_dim).to("cuda", dtype)
+
+    def attend(self):
+        return paged_attention(self.q, self.k, self.v, self.table, self.lengths, self.flags, self.bounds, max(self.queries),
+                               **self.locality)
+
+    def check(self, out, lse):
+        bounds, lengths = self.bounds.tolist(), self.lengths.tolist()
+        for b, n in enumerate(self.queries):
+            for h, m in enumerate(lengths[b] if n else []):
+                hidden = hidden_keys(n, m, **self.locality, local=not self.flags[h]).cuda()
+                k, v = (x[self.table[b, h, : -(-m // 128)].long()].flatten(0, 1)[:m, None].double() for x in (self.k, self.v))
+                rows, heads = slice(bounds[b], bounds[b + 1]), slice(self.group * h, self.group * (h + 1))
+                want, want_lse = attend(self.q[rows, heads].double(), k, v, hidden)
+                torch.testing.assert_close(out[rows, heads].double(), want, rtol=2e-2, atol=2e-2)
+                torch.testing.assert_close(lse[heads, rows].double(), want_lse, rtol=0, atol=1e-4)
+
+
+PAGED = [
+    ([[1]], [1], 1),
+    ([[4096, 300, 129, 128]], [1], 8),
+    ([[900, 640], [300, 0], [129, 1], [5, 411], [20000, 1300]], [1, 0, 1, 1, 1], 4),
+    ([[3000, 500, 77], [16, 2048, 130]], [16, 7], 4),
+    ([[257 * (1 + (b + h) % 5) + b for h in range(8)] for b in range(40)], [1] * 40, 2),
+    ([[130000, 1200]], [3], 7),
+    ([[515, 330], [100, 0], [260, 1], [70, 333]], [200, 0, 1, 70], 2),
+    ([[20000, 1500, 9000]], [300], 3),
+    ([[2048, 1024], [33, 8000]], [2048 - 1100, 33], 8),
+]
+
+
+@pytest.mark.parametrize("case", PAGED, ids=lambda case: f"{len(case[0])}x{case[0][0][0]}_q{max(case[1])}")
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_paged_attention_matches_the_reference(case, head_dim, dtype):
+    torch.manual_seed(0)
+    for locality in (dict(sink=100, window=200), dict(sink=128, window=1024), dict(sink=0, window=1 << 30)):
+        cache = Paged(*case, head_dim=head_dim, dtype=dtype, **locality)
+        cache.check(*cache.attend())
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_small_paged(head_dim):
+    """For sanitizers: decoding and a chunk, split over multiprocessors and not."""
+    torch.manual_seed(0)
+    for queries in ([1, 3], [70, 2]):
+        cache = Paged([[3000, 400], [129, 700]], queries, head_dim=head_dim)
+        cache.check(*cache.attend())
+
+
+def test_paged_calls_wait_for_nothing_and_graphs_replay_at_any_length():
+    torch.manual_seed(0)
+    small, large = [[70, 200], [130, 3]], [[9000, 1400], [500, 2600]]
+    for queries in ([1, 2], [60, 1]):
+        cache = Paged(small, queries, places=80)
+        cache.attend()
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            cache.attend()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        other = Paged(large, queries, places=80)
+        cache.k, cache.v = other.k, other.v  # the larger pool
+        cache.table.zero_()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            first = cache.attend()
+            second = cache.attend()
+        for again in range(3):  # the counters of a replay are left as they were
+            other = Paged(large, queries, places=80)
+            for name in ("k", "v", "table", "lengths", "q"):
+                getattr(cache, name).copy_(getattr(other, name))
+            graph.replay()
+            cache.check(*first)
+            assert all(torch.equal(a, b) for a, b in zip(first, second))
+
+
+def test_streams_decode_at_the_same_time():
+    torch.manual_seed(0)
+    caches = [Paged([[30000, 20000 + n]], [1]) for n in range(3)]
+    streams = [torch.cuda.Stream() for _ in caches]
+    torch.cuda.synchronize()
+    outputs = [[] for _ in caches]
+    for _ in range(20):
+        for cache, stream, out in zip(caches, streams, outputs):
+            with torch.cuda.stream(stream):
+                out.append(cache.attend())
+    torch.cuda.synchronize()
+    for cache, out in zip(caches, outputs):
+        cache.check(*out[0])
+        assert all(torch.equal(a, b) for again in out for a, b in zip(out[0], again))
+
+
+def test_wrong_paged_data_give_nan():
+    torch.manual_seed(0)
+    for queries in ([2, 1], [90, 1]):
+        def spoiled(spoil):
+            cache = Paged([[300, 400], [900, 129]], queries)
+            spoil(cache)
+            return cache.attend()
+
+        def set_(name, *places, to):
+            def spoil(cache):
+                getattr(cache, name)[places] = to
+            return spoil
+        for spoil in (set_("bounds", 1, to=1000), set_("bounds", 0, to=1), set_("bounds", 2, to=1 << 30)):
+            assert all(x.isnan().all() for x in spoiled(spoil))
+        for spoil in (set_("lengths", 0, 1, to=queries[0] - 1), set_("lengths", 0, 1, to=1 << 30), set_("lengths", 0, 1, to=-7),
+                      set_("table", 0, 1, 3, to=-1), set_("table", 0, 1, 3, to=1 << 30)):
+            out, lse = spoiled(spoil)
+            assert out[: queries[0], 4:].isnan().all() and lse[4:, : queries[0]].isnan().all()
+
+
+def test_repeated_decoding_has_the_same_bits():
+    torch.manual_seed(0)
+    cache = Paged([[9000, 700, 64, 5000], [4000, 1, 333, 129]], [1, 5])
+    first = cache.attend()
+    cache.check(*first)
+    for n in range(int(os.environ.get("PRULONG_REPEAT", 20))):
+        assert all(torch.equal(a, b) for a, b in zip(first, cache.attend())), n

@@ -251,7 +251,8 @@ struct BulkCopies : Launch<32, 4096 + 64, 3> {
 struct GlobalAtomics : Launch<64, 0, 3> {
   static PRULONG_DEVICE void run(const Arguments& a) {
     int* const out = static_cast<int*>(a.out);
-    store_global(out + 5 + block_index() * kThreads + thread_index(), fetch_add(out, 1));
+    const int ticket = thread_index() % 2 == 0 ? fetch_add(out, 1) : fetch_add_ordered(out, 1);
+    store_global(out + 5 + block_index() * kThreads + thread_index(), ticket);
     if (thread_index() != 0) return;
     const int block = block_index();
     while (load_acquire(out + 1) != block) {
