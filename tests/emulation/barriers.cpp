@@ -139,17 +139,20 @@ void init_barrier(Shared address, int count, Site site) {
   barrier.site = site;
 }
 
-void fence_barrier_init(Site) {
+void fence_barrier_init(Site site) {
+  if (machine->omits("fence_barrier_init", site)) return;
   for (auto& [address, barrier] : running->block->barriers) {
     if (barrier.initialiser == running) barrier.fenced = true;
   }
 }
 
 void arrive(Shared address, Site site) {
+  if (machine->omits("arrive", site)) return;
   emulation::arrive_at(emulation::barrier_at(address, "arrive", site), "arrive", site);
 }
 
 void arrive_expecting(Shared address, int bytes, Site site) {
+  if (machine->omits("arrive_expecting", site)) return;
   emulation::MemoryBarrier& barrier = emulation::barrier_at(address, "arrive_expecting", site);
   barrier.bytes += bytes;
   if (bytes < 0 || barrier.bytes > emulation::kMaxExpected) {
@@ -159,6 +162,7 @@ void arrive_expecting(Shared address, int bytes, Site site) {
 }
 
 void wait(Shared address, int parity, Site site) {
+  if (machine->omits("wait", site)) return;
   emulation::MemoryBarrier& barrier = emulation::barrier_at(address, "wait", site);
   if (parity != 0 && parity != 1) machine->fail("wait: parity " + std::to_string(parity), site);
   const uint32_t phase = barrier.phase;
@@ -172,16 +176,22 @@ void wait(Shared address, int parity, Site site) {
 }
 
 void sync_named(int number, int threads, Site site) {
+  if (machine->omits("sync_named", site)) return;
   if (number == 0) machine->fail("sync_named: number 0 belongs to sync_cta", site);
   emulation::sync_numbered(number, threads, "sync_named", site);
 }
 void arrive_named(int number, int threads, Site site) {
+  if (machine->omits("arrive_named", site)) return;
   if (number == 0) machine->fail("arrive_named: number 0 belongs to sync_cta", site);
   emulation::complete_named(emulation::arrive_at_named(number, threads, "arrive_named", site));
 }
-void sync_cta(Site site) { emulation::sync_numbered(0, machine->options.threads, "sync_cta", site); }
+void sync_cta(Site site) {
+  if (machine->omits("sync_cta", site)) return;
+  emulation::sync_numbered(0, machine->options.threads, "sync_cta", site);
+}
 
 void sync_warp(Site site) {
+  if (machine->omits("sync_warp", site)) return;
   emulation::call_together("sync_warp", site, 0, {}, [](emulation::Warp& warp, Site) {
     emulation::Knowledge all;
     for (emulation::Thread* lane : warp.lanes) lane->release_to(all);
@@ -189,7 +199,8 @@ void sync_warp(Site site) {
   });
 }
 
-void fence_async_proxy(Site) {
+void fence_async_proxy(Site site) {
+  if (machine->omits("fence_async_proxy", site)) return;
   emulation::Thread& thread = *running;
   const auto column = static_cast<size_t>(thread.index);
   thread.own().fenced[column] = thread.clock();

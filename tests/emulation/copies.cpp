@@ -158,6 +158,7 @@ using emulation::running;
 void prefetch(const TensorMap&, Site) {}
 
 void load_box(Shared to, const TensorMap& map, Shared barrier, int column, int row, int head, bool, Site site) {
+  if (machine->omits("load_box", site)) return;
   emulation::SharedMemory& shared = running->block->shared;
   const int64_t bytes = emulation::box_bytes(map);
   machine->require(shared.check_place(to, static_cast<size_t>(bytes), map.swizzle ? 1024 : 128), "load_box:", site);

@@ -58,6 +58,9 @@ struct LaunchOptions {
   int threads = 128;     // per block, a multiple of 32
   int shared_bytes = 0;  // per block, at most kMaxSharedBytes
   uint64_t seed = 0;     // decides the whole schedule
+  /// Plants mistakes: of a call of the named function at a line, true leaves it out. Asked about barriers, fences,
+  /// warps' meetings, stores to shared and to global memory and loads of boxes; must not change its mind.
+  std::function<bool(const char* name, Site site)> omits = {};
 };
 
 /// One box that a block loaded.

@@ -182,6 +182,8 @@ class Machine {
   void require(const std::string& what, const char* name, Site site, const Thread* thread = nullptr) const {
     if (!what.empty()) fail(name + (" " + what), site, thread);
   }
+  /// Is the call to be left out?
+  bool omits(const char* name, Site site) const { return options.omits && options.omits(name, site); }
   /// Stops the running thread until wake().
   void block(Thread::Wait wait, Site site, int64_t waits_for = 0, int64_t phase = 0);
   void wake(Thread& thread);
