@@ -235,12 +235,15 @@ def readable(names: list[str]) -> list[str]:
 SIZES = """#include <cstdio>
 #include "csrc/hopper/backward/backward_rows.h"
 #include "csrc/hopper/backward/backward_shape.h"
+#include "csrc/hopper/decode/decode_shape.h"
 #include "csrc/hopper/forward/forward_shape.h"
 using namespace prulong::kernels;
 template <int kDim> void print() {
   using F = ForwardShape<ElementType::kBFloat16, kDim>;
   using B = BackwardShape<ElementType::kBFloat16, kDim>;
+  using D = DecodeShape<ElementType::kBFloat16, kDim>;
   std::printf("forward::kernel %d %d %d\\n", kDim, F::kThreads, F::kSharedBytes);
+  std::printf("decode::kernel %d %d %d\\n", kDim, D::kThreads, D::kSharedBytes);
   std::printf("backward::kernel %d %d %d\\n", kDim, B::kThreads, B::kSharedBytes);
   std::printf("backward::prepare %d %d %d\\n", kDim, kBackwardRowThreads, backward::kPrepareSharedBytes);
   std::printf("backward::finish %d %d %d\\n", kDim, kBackwardRowThreads, backward::kFinishSharedBytes<kDim>);
