@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 # Whether the Hopper kernels are right on this machine's GPU, in a few minutes: build for sm_90a, the device layer against the
-# plain mathematics, both operators against theirs, compute-sanitizer on small shapes, one input over and over.
+# plain mathematics, the operators against theirs, compute-sanitizer on small shapes, one input over and over.
 # Usage: scripts/gpu_check.sh [PART...]      PART: build conformance operators memcheck racecheck repeat (default: all)
 #   PYTHON   the Python that has torch (default: .venv/bin/python, else python3); nothing is installed
 #   OUT      folder for logs and check.json (default: build/gpu-check)
@@ -45,7 +45,7 @@ part_conformance() {
     for name in "${cases[@]}"; do check "conformance_${name// /_}" 30 "$program" "$name"; done
 }
 part_operators() {
-    check hopper 180 "${pytest[@]}" tests/python/test_hopper.py
+    check hopper 300 "${pytest[@]}" tests/python/test_hopper.py
     check operators 180 "${pytest[@]}" tests/python/test_ops.py -k cuda
 }
 small=("${pytest[@]}" tests/python/test_hopper.py -k small)
@@ -54,7 +54,7 @@ part_memcheck() { check memcheck 150 "${sanitizer[@]}" --tool memcheck "${small[
 racecheck_build() {
     local nvcc pass kernels=csrc/hopper
     nvcc=$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)
-    for pass in forward backward; do
+    for pass in forward backward decode; do
         "$nvcc" -std=c++17 -O3 -t 0 -lineinfo -DPRULONG_RACECHECK -gencode=arch=compute_90a,code=sm_90a -I. -o "build/racecheck_$pass" \
             benchmarks/kernels/bench_$pass.cu $kernels/$pass/*.cu $kernels/{combine,schedule,tensor_map}.cu \
             $kernels/schedule.cpp || return
@@ -65,6 +65,7 @@ part_racecheck() {
     check racecheck_build 200 bash -c "$(declare -f racecheck_build); racecheck_build" || return
     check racecheck_forward 150 compute-sanitizer --error-exitcode 9 --tool racecheck build/racecheck_forward check
     check racecheck_backward 150 compute-sanitizer --error-exitcode 9 --tool racecheck build/racecheck_backward check
+    check racecheck_decode 150 compute-sanitizer --error-exitcode 9 --tool racecheck build/racecheck_decode check
 }
 part_repeat() { check repeat 120 env PRULONG_REPEAT="${REPEAT:-1000}" "${pytest[@]}" tests/python/test_hopper.py -k repeated; }
 
