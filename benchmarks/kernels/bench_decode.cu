@@ -175,7 +175,9 @@ bool check_all(int processors) {
   bool good = true;
   for (const int dim : {64, 128}) {
     for (const int count : {processors, 3}) {
-      good = check({dim, 4, {1, 0, 1}, {1, 0, 16}, {{900, 640, 1}, {300, 0, 77}, {129, 16, 2128}}, {100, 130}}, count, 5) && good;
+      good = check({dim, 4, {1, 0, 1}, {1, 0, 16}, {{900, 640, 1}, {300, 0, 77}, {129, 16, 2128}}, {100, 130}}, count,
+                   5) &&
+             good;
       good = check({dim, 8, {1, 0}, {1, 3}, {{9000, 1300}, {5, 411}}}, count, 6) && good;
       good = check({dim, 1, {0, 0, 1}, {2, 2}, {{700, 400, 3000}, {2, 1111, 256}}, {0, 50}}, count, 7) && good;
     }
@@ -231,7 +233,8 @@ Case uniform(int dim, int sequences, int length, const std::vector<char>& is_glo
   Case c = {dim, 4, is_global, std::vector<int>(sequences, tokens), {}};
   for (int s = 0; s < sequences; ++s) {
     c.lengths.emplace_back();
-    for (const char flag : is_global) c.lengths.back().push_back(flag ? length : std::min(length, 128 + 1024 + tokens - 1));
+    for (const char flag : is_global)
+      c.lengths.back().push_back(flag ? length : std::min(length, 128 + 1024 + tokens - 1));
   }
   return c;
 }

@@ -6,6 +6,7 @@
 #include "csrc/hopper/forward/forward_kernel.h"
 #include "csrc/hopper/schedule_plan.h"
 #include "tests/csrc/hopper/paged_cache.h"
+#include "tests/csrc/hopper/planted.h"
 #include "tests/support/catch.h"
 
 using namespace prulong::kernels;
@@ -28,7 +29,7 @@ struct Work {
 
 // Plan, forward kernel and combine kernel.
 template <class Shape>
-Work attend(PagedCache& cache, int processors, uint64_t seed) {
+Work attend(PagedCache& cache, int processors, uint64_t seed, planted::Omits omits = {}) {
   const Batch& batch = cache.batch();
   const ScheduleOptions options = {Shape::kQueryRows, false, processors};
   std::vector<uint32_t> plan(schedule_bytes(batch, options) / 4 + 4, 0xffffffffu);
@@ -64,8 +65,8 @@ Work attend(PagedCache& cache, int processors, uint64_t seed) {
     work.tiles += item.steps.size() > 0;
     work.split_items += item.partial >= 0;
   }
-  work.counters =
-      emulate({2, Shape::kThreads, Shape::kSharedBytes, seed}, memory, [&] { forward::run<Shape>(arguments); });
+  work.counters = emulate({2, Shape::kThreads, Shape::kSharedBytes, seed, std::move(omits)}, memory,
+                          [&] { forward::run<Shape>(arguments); });
   CombineParams combined = {};
   combined.type = Shape::kType;
   combined.schedule = schedule;
@@ -128,6 +129,19 @@ TEST_CASE("a paged item loads its tiles and no others", "[paged]") {
   CHECK(work.counters.boxes_of(cache.v.data()) == kPanels * work.steps);
   CHECK(work.counters.bytes_loaded ==
         work.tiles * BFloat16Dim128::kQueryBytes + 2 * work.steps * BFloat16Dim128::kKeyBytes);
+}
+
+TEST_CASE("whatever call the paged forward kernel leaves out is missed", "[paged]") {
+  PagedExample example;
+  example.is_global = {1, 0};
+  example.q_lengths = {70, 130};
+  example.lengths = {{700, 200}, {2200, 130}};
+  const auto passes = [&](uint64_t seed, const planted::Omits& omits) {
+    PagedCache cache(example, ElementType::kBFloat16, 128, 5);
+    attend<BFloat16Dim128>(cache, 8, seed, omits);
+    return cache.errors().small();
+  };
+  CHECK(planted::check_every_call_is_missed(passes) > 20);
 }
 
 TEST_CASE("wrong data make a chunk's outputs NaN and are never followed", "[paged]") {
