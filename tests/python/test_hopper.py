@@ -207,16 +207,16 @@ class Paged:
         count = [[-(-n // 128) for n in heads] for heads in lengths]
         places = max(places, 1 + max(map(max, count)))
         order = torch.randperm(sum(map(sum, count)) + 2).tolist()
-        self.k, self.v = (torch.full((len(order), 128, head_dim), float("nan"), dtype=dtype) for _ in "kv")
+        self.k, self.v = (torch.randn(len(order), 128, head_dim, device="cuda").to(dtype) for _ in "kv")
         self.table = torch.randint(-(1 << 31), (1 << 31) - 1, (len(lengths), kv_heads, places), dtype=torch.int32)
         for b, heads in enumerate(lengths):
             for h, n in enumerate(heads):
                 for place in range(count[b][h]):
-                    page, rows = order.pop(), min(128, n - 128 * place)
-                    self.table[b, h, place] = page
-                    for pool in (self.k, self.v):
-                        pool[page, :rows] = torch.randn(rows, head_dim)
-        self.k, self.v, self.table, self.flags = (x.cuda() for x in (self.k, self.v, self.table, self.flags))
+                    self.table[b, h, place] = page = order.pop()
+                if n % 128:
+                    self.k[page, n % 128:] = self.v[page, n % 128:] = float("nan")
+        self.k[order] = self.v[order] = float("nan")
+        self.table, self.flags = self.table.cuda(), self.flags.cuda()
         self.lengths = torch.tensor(lengths, dtype=torch.int32, device="cuda")
         self.bounds = torch.tensor([0, *torch.tensor(queries).cumsum(0)], dtype=torch.int32, device="cuda")
         self.q = torch.randn(sum(queries), group * kv_heads, head_dim).to("cuda", dtype)
