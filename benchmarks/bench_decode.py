@@ -31,6 +31,7 @@ import bench_record
 
 PAGE, HEADS, KV_HEADS, DIM, SINK, WINDOW = 128, 32, 8, 128, 128, 1024
 GROUP = HEADS // KV_HEADS
+DEVICE = "cuda"
 ALL_GLOBAL, SIX_LOCAL = [1] * KV_HEADS, [0, 0, 1, 0, 0, 0, 1, 0]
 CACHES_BYTES = 600 << 20  # of all caches that a graph goes through: ten times the L2 cache
 # Entries of each sequence, and its new tokens.
@@ -52,18 +53,18 @@ class Cache:
         self.lists = [[length if flag else self.kept(length, tokens) for flag in is_global] for length in lengths]
         self.places = -(-max(map(max, self.lists)) // PAGE)
         pages = sum(-(-n // PAGE) for heads in self.lists for n in heads)
-        self.k, self.v = (torch.randn(pages, PAGE, DIM, device="cuda", dtype=torch.bfloat16) for _ in "kv")
+        self.k, self.v = (torch.randn(pages, PAGE, DIM, device=DEVICE, dtype=torch.bfloat16) for _ in "kv")
         order = torch.randperm(pages).tolist()
         table = torch.full((len(lengths), KV_HEADS, self.places), -1, dtype=torch.int32)
         for b, heads in enumerate(self.lists):
             for h, n in enumerate(heads):
                 for place in range(-(-n // PAGE)):
                     table[b, h, place] = order.pop()
-        self.table = table.cuda()
-        self.lengths = torch.tensor(self.lists, dtype=torch.int32, device="cuda")
-        self.flags = torch.tensor(is_global, device="cuda").bool()
+        self.table = table.to(DEVICE)
+        self.lengths = torch.tensor(self.lists, dtype=torch.int32, device=DEVICE)
+        self.flags = torch.tensor(is_global, device=DEVICE).bool()
         self.tokens = tokens
-        self.bounds = torch.arange(len(lengths) + 1, device="cuda", dtype=torch.int32) * tokens
+        self.bounds = torch.arange(len(lengths) + 1, device=DEVICE, dtype=torch.int32) * tokens
 
     @staticmethod
     def kept(length: int, tokens: int) -> int:
@@ -114,7 +115,7 @@ def heads_as_batch(cache: Cache, q: torch.Tensor):
     k, v = cache.packed()
     lengths = cache.lengths.flatten()
     k_bounds = F.pad(lengths.cumsum(0), (1, 0)).int()
-    q_bounds = torch.arange(lengths.numel() + 1, device="cuda", dtype=torch.int32) * cache.tokens
+    q_bounds = torch.arange(lengths.numel() + 1, device=DEVICE, dtype=torch.int32) * cache.tokens
     sequences = len(cache.lists)
     rows = q.view(sequences, cache.tokens, KV_HEADS, GROUP, DIM).transpose(1, 2).reshape(-1, GROUP, DIM)
     longest = max(map(max, cache.lists))
@@ -178,7 +179,7 @@ def error(a: torch.Tensor, b: torch.Tensor) -> float:
 def measure(shape: str, rounds: int) -> list[dict]:
     lengths, tokens = SHAPES[shape]
     rows, graphs, calls, keep, outputs = [], {}, {}, [], {}
-    q = torch.randn(tokens * len(lengths), HEADS, DIM, device="cuda", dtype=torch.bfloat16)
+    q = torch.randn(tokens * len(lengths), HEADS, DIM, device=DEVICE, dtype=torch.bfloat16)
     caches: dict[str, list[Cache]] = {}
     for name, (is_global, prepare) in contestants(lengths, tokens).items():
         key = str(is_global)
