@@ -5,7 +5,6 @@
 #include "csrc/sdpa/sdpa_branch.h"
 
 namespace prulong {
-namespace {
 
 bool may_use_hopper() {
   const char* set = std::getenv("PRULONG_ATTENTION");
@@ -14,8 +13,6 @@ bool may_use_hopper() {
               value, "'");
   return value.empty();
 }
-
-}  // namespace
 
 Backend choose_backend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cu_seqlens, double scale) {
   if (may_use_hopper() && hopper::supports(q, k, cu_seqlens, scale)) return Backend::kHopper;

@@ -15,6 +15,10 @@ namespace prulong {
 /// of ATen operators, on any device (csrc/cpu).
 enum class Backend { kHopper, kSdpa, kBlocked };
 
+/// Whether our kernels for Hopper GPUs may be used: not if the environment variable PRULONG_ATTENTION is sdpa.
+/// @throws c10::Error if it is anything else.
+bool may_use_hopper();
+
 /// The first of these backends that can compute such tensors, already checked for shape, dtype and device. The
 /// environment variable PRULONG_ATTENTION=sdpa leaves our kernels for Hopper GPUs out, to measure or to doubt them.
 Backend choose_backend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cu_seqlens, double scale);

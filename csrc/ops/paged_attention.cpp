@@ -10,6 +10,8 @@
 
 #include "csrc/cpu/paged_attention.h"
 #include "csrc/gathered_attention.h"
+#include "csrc/hopper/paged_attention.h"
+#include "csrc/ops/backend.h"
 #include "csrc/ops/checks.h"
 #include "csrc/ops/page_checks.h"
 
@@ -40,6 +42,10 @@ PageLists read_lists(const PagedArguments& a) {
 
 Result run(const PagedArguments& a) {
   check_arguments(a);
+  if (may_use_hopper() && hopper::supports_paged(a)) {
+    if (checks_device_data()) read_lists(a);
+    return hopper::paged_forward(a);
+  }
   const PageLists lists = read_lists(a);
   return a.q.is_cpu() ? pages::attend(lists, a) : gathered_attention(lists, a);
 }
