@@ -4,7 +4,7 @@
     import prulong
     pattern = prulong.Pattern.load("masks/pattern.json")
     prulong.apply(model, pattern)          # a transformers model; prulong.remove(model) undoes it
-    model.generate(...)
+    model.generate(...)                    # its cache holds what the pattern keeps: prulong.Cache
 
     engine = prulong.Engine("MODEL_FOLDER", pattern)
     print(engine.generate("The capital of France is").text)
@@ -12,6 +12,8 @@
 Importing registers the operators torch.ops.prulong.*; `gated_attention`, `masked_attention`, `append_kv` and
 `paged_attention` are typed wrappers.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from . import _library
 
@@ -23,7 +25,11 @@ from .ops import append_kv, gated_attention, masked_attention, paged_attention  
 from .pattern import ModelShape, Pattern, global_heads  # noqa: E402
 from .transformers import apply, remove  # noqa: E402
 
+if TYPE_CHECKING:
+    from .cache import Cache
+
 __all__ = [
+    "Cache",
     "Engine",
     "Generation",
     "ModelShape",
@@ -37,3 +43,11 @@ __all__ = [
     "paged_attention",
     "remove",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "Cache":
+        raise AttributeError(f"module 'prulong' has no attribute {name!r}")
+    from .cache import Cache  # imports transformers, which the rest does without
+
+    return Cache

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
 from typing import Any
 
 import torch
@@ -11,9 +11,8 @@ import torch
 from .ops import masked_attention
 
 # Plain attributes of an attention layer of a model with a pattern.
+PATTERN = "prulong_pattern"
 HEADS = "prulong_is_global"  # [kv_heads] bool, on the device last used
-LOCALITY = "prulong_locality"  # (sink, window)
-LAST_KEY = "prulong_last_key"  # of the first layer: (tokens, [B, Hkv, 1, D]), what the last call ended with
 
 # Arguments of attention functions that change what is computed. None means that the model does not use it.
 _UNSUPPORTED = {
@@ -26,12 +25,63 @@ _UNSUPPORTED = {
 }
 
 
-@dataclass(frozen=True)
-class Span:
-    """What the mask function hands to the attention layers: queries stand at [start, end), keys at [0, end)."""
+class Pass:
+    """One forward pass, which the mask function hands to the attention layers in place of a mask.
 
-    start: int
-    end: int
+    A batch of rows; queries stand in the columns [start, end), the first `pads[row]` columns of a row are padding. A
+    row is a sequence of its own: without its padding, the token of column c stands at position c - pads[row].
+    """
+
+    def __init__(self, batch: int, start: int, end: int, pads: tuple[int, ...] | None) -> None:
+        self.batch, self.start, self.end = batch, start, end
+        self.pads = pads if pads is not None and any(pads) else (0,) * batch
+        """Columns of padding at the left of each row, at most `end`."""
+        self.counts = [end - max(start, pad) for pad in self.pads]
+        """Each row's queries that are no padding."""
+        self.columns = end - start
+        self.has_padding = sum(self.counts) != batch * self.columns
+        """Whether there is padding among the queries."""
+        self.positions_are_checked = False
+
+    @functools.cached_property
+    def _rows(self) -> torch.Tensor:
+        """Queries that are no padding, as numbers of rows of the flat batch."""
+        return torch.cat(
+            [
+                torch.arange((row + 1) * self.columns - count, (row + 1) * self.columns)
+                for row, count in enumerate(self.counts)
+            ]
+        )
+
+    def packed(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, H, S, D] -> [T, H, D] without the padding, and without a copy for one sequence."""
+        if self.batch == 1 and not self.has_padding:
+            return x[0].transpose(0, 1)
+        flat = x.transpose(1, 2).flatten(0, 1)
+        return flat[self._rows_on(x.device)] if self.has_padding else flat
+
+    def unpacked(self, x: torch.Tensor) -> torch.Tensor:
+        """[T, H, D] -> [B, S, H, D], zeros for the padding."""
+        if self.has_padding:
+            flat = x.new_zeros(self.batch * self.columns, *x.shape[1:])
+            x = flat.index_copy_(0, self._rows_on(x.device), x)
+        return x.reshape(self.batch, self.columns, *x.shape[1:])
+
+    def cu_seqlens(self, device: torch.device) -> torch.Tensor:
+        """[B + 1]: where each row's queries begin in the packed ones."""
+        if not self.has_padding:
+            return torch.arange(self.batch + 1, dtype=torch.int32, device=device) * self.columns
+        return torch.tensor([0, *self.counts], dtype=torch.int32, device=device).cumsum(0, dtype=torch.int32)
+
+    def positions(self, device: torch.device) -> torch.Tensor:
+        """[B, S], or [1, S] where all rows have the same; negative for padding."""
+        columns = torch.arange(self.start, self.end, device=device)[None]
+        return columns - torch.tensor(self.pads, device=device)[:, None] if any(self.pads) else columns
+
+    def _rows_on(self, device: torch.device) -> torch.Tensor:
+        if self._rows.device != device:
+            self._rows = self._rows.to(device)
+        return self._rows
 
 
 def mask(
@@ -45,18 +95,13 @@ def mask(
     attention_mask: torch.Tensor | None = None,
     config: Any = None,
     **unused: Any,
-) -> Span:
+) -> Pass:
     """Called once per forward pass; causality is `attention`'s own.
 
     transformers before 5.3 says where the queries are with `cache_position`, later ones with `q_offset` and `q_length`.
     """
     from transformers.masking_utils import causal_mask_function
 
-    if attention_mask is not None and not bool(attention_mask.all()):
-        raise ValueError(
-            "attention_mask marks padding, which the prulong attention does not support: pass one sequence, or several "
-            "of equal length"
-        )
     if cache_position is not None:
         start, end = int(cache_position[0]), int(cache_position[-1]) + 1
     else:
@@ -70,8 +115,8 @@ def mask(
         end = start + int(q_length or 0)
     if kv_length != end or kv_offset != 0:
         raise ValueError(
-            f"the cache offers {kv_length} keys from position {kv_offset}, expected {end} from 0: only the ordinary "
-            "DynamicCache is supported by the prulong attention"
+            f"the cache offers {kv_length} keys from position {kv_offset}, expected {end} from 0: static and sliding "
+            "caches are not supported by the prulong attention; pass an empty DynamicCache, a prulong.Cache, or none"
         )
     if attention_mask is not None and attention_mask.shape[-1] != end:
         raise ValueError(
@@ -81,7 +126,22 @@ def mask(
     warn_beyond = getattr(config, "warn_beyond", None)  # none: the model has our attention, but no pattern
     if warn_beyond is not None:
         warn_beyond(end)
-    return Span(start, end)
+    return Pass(batch_size, start, end, _left_padding(attention_mask))
+
+
+def _left_padding(attention_mask: torch.Tensor | None) -> tuple[int, ...] | None:
+    """Columns of padding at the left of each row; None if there are none."""
+    if attention_mask is None or bool(attention_mask.all()):
+        return None
+    seen = attention_mask.bool()
+    pads = (~seen).sum(-1)
+    columns = torch.arange(seen.shape[-1], device=seen.device)
+    if bool((seen != (columns >= pads[:, None])).any()):
+        raise ValueError(
+            "attention_mask marks padding at the right of a row or within it, which the prulong attention does not "
+            "support: put it at the left (tokenizer.padding_side = 'left')"
+        )
+    return tuple(pads.tolist())
 
 
 def attention(
@@ -89,38 +149,42 @@ def attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: Span | torch.Tensor | None,
+    attention_mask: Pass | torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     is_causal: bool | None = None,
     position_ids: torch.Tensor | None = None,
+    prulong_cache: Any = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Called by every layer: query [B, Hq, Sq, D], key and value [B, Hkv, Sk, D] -> [B, Sq, Hq, D].
+    """Called by every layer: query [B, Hq, S, D], key and value [B, Hkv, S, D] of the new tokens -> [B, S, Hq, D].
 
-    Queries are the last of the keys.
+    Earlier ones are in the cache, if there is one (a prulong.Cache, transformers.py hands it over).
     """
-    if getattr(module, HEADS, None) is None:
+    pattern = getattr(module, PATTERN, None)
+    if pattern is None:
         raise ValueError("this model has the prulong attention but no pattern: call prulong.apply(model, pattern)")
     _refuse_unsupported(module, query, key, value, dropout, is_causal, kwargs)
-    _refuse_other_positions(module, query, key, attention_mask, position_ids)
-    sink, window = getattr(module, LOCALITY)
-    batch, _, q_length, head_dim = query.shape
-    k_length = key.shape[2]
+    new = attention_mask
+    _refuse_other_positions(module, query, key, new, position_ids)
+    q, k, v = new.packed(query), new.packed(key), new.packed(value)
+    if prulong_cache is not None:
+        return new.unpacked(prulong_cache.attend(module.layer_idx, new, q, k, v, scaling)), None
+    bounds, longest = new.cu_seqlens(q.device), max(new.counts)
     out, _ = masked_attention(
-        _packed(query),
-        _packed(key),
-        _packed(value),
-        _heads_on(module, query.device),
-        _cu_seqlens(batch, q_length, query.device),
-        _cu_seqlens(batch, k_length, query.device),
-        q_length,
-        k_length,
-        sink=sink,
-        window=window,
+        q,
+        k,
+        v,
+        _heads_on(module, q.device),
+        bounds,
+        bounds,
+        longest,
+        longest,
+        sink=pattern.sink,
+        window=pattern.window,
         scale=scaling,
     )
-    return out.reshape(batch, q_length, query.shape[1], head_dim), None
+    return new.unpacked(out), None
 
 
 def _refuse_unsupported(
@@ -149,61 +213,45 @@ def _refuse_other_positions(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
-    span: Span | torch.Tensor | None,
+    new: Pass | torch.Tensor | None,
     position_ids: torch.Tensor | None,
 ) -> None:
-    """Refuses a call in which key j may stand elsewhere than at position j."""
-    if isinstance(span, torch.Tensor):
+    """Refuses a call in which a token may stand elsewhere than at its position."""
+    if isinstance(new, torch.Tensor):
         raise ValueError(
-            f"an attention mask of shape {tuple(span.shape)} is not supported by the prulong attention: the pattern is "
-            "the mask (static caches bring such a mask too: use the ordinary DynamicCache)"
+            f"an attention mask of shape {tuple(new.shape)} is not supported by the prulong attention: the pattern is "
+            "the mask (static caches bring such a mask too: use an empty DynamicCache)"
         )
-    if not isinstance(span, Span):
+    if not isinstance(new, Pass):
         raise ValueError(
-            "the prulong attention is called without its own mask function: call the whole language model, with the "
-            "ordinary DynamicCache or none"
+            "the prulong attention is called without its own mask function: call the whole language model, with an "
+            "empty DynamicCache, a prulong.Cache or none"
         )
-    if key.shape[2] != span.end or query.shape[2] != span.end - span.start:
+    if not query.shape[2] == key.shape[2] == new.columns or query.shape[0] != new.batch:
         raise ValueError(
-            f"layer {module.layer_idx} gets {key.shape[2]} keys and {query.shape[2]} queries, expected {span.end} and "
-            f"{span.end - span.start}: the prulong attention reads keys by position, so none may be missing from the "
-            "cache; use the ordinary DynamicCache and shorten it at its end only"
+            f"layer {module.layer_idx} gets {key.shape[2]} keys and {query.shape[2]} queries in {query.shape[0]} rows, "
+            f"expected {new.columns} new ones in {new.batch}: the prulong attention keeps earlier keys itself; pass an "
+            "empty DynamicCache, a prulong.Cache or none"
         )
-    if module.layer_idx != 0:
+    if new.positions_are_checked:
         return
     # Once per forward pass: it waits for the device.
     if position_ids is None:
         raise ValueError(f"{type(module).__name__} does not tell the prulong attention its position_ids")
-    if bool((position_ids != torch.arange(span.start, span.end, device=position_ids.device)).any()):
+    expected = new.positions(position_ids.device)
+    if bool(((position_ids != expected) & (expected >= 0)).any()):
+        if any(new.pads):
+            raise ValueError(
+                "position_ids of a padded batch must count up by one from each row's first token: pass position_ids = "
+                "attention_mask.cumsum(-1) - 1, as generate does (not with prefill_chunk_size in transformers 4.56 to "
+                "5.2: a padded batch in chunks goes wrong there with any attention)"
+            )
         raise ValueError(
-            f"position_ids that do not count up by one from {span.start} to {span.end - 1} (packed or padded "
-            "sequences, keys missing from the cache) are not supported by the prulong attention"
+            f"position_ids that do not count up by one from {new.start} to {new.end - 1} (packed or padded "
+            "sequences, keys missing from the cache, prefill_chunk_size in transformers 5.2) are not supported by the "
+            "prulong attention"
         )
-    if not torch.compiler.is_compiling():
-        _refuse_moved_keys(module, key, span)
-
-
-def _refuse_moved_keys(module: torch.nn.Module, key: torch.Tensor, span: Span) -> None:
-    """Refuses a cache that lost keys between two calls without a word in the arguments.
-
-    A key of the first layer depends on its token and, rotated, on its position: where the last key of the last call
-    is the last one again at another position, keys before it are gone.
-    """
-    tokens, last = getattr(module, LAST_KEY, (0, None))
-    if span.start not in (0, tokens) and _holds_row(key[:, :, span.start - 1 : span.start], last):
-        raise ValueError(
-            f"the cached key of position {tokens - 1} stands at {span.start - 1}: keys were removed from the cache, "
-            "but the prulong attention reads keys by position; keep the cache whole, or shorten it at its end only"
-        )
-    setattr(module, LAST_KEY, (span.end, key[:, :, -1:].clone()))
-
-
-def _holds_row(rows: torch.Tensor, others: torch.Tensor | None) -> bool:
-    """Whether one of `rows`, [B, ...], is one of `others` and is not zero."""
-    if others is None or (rows.shape[1:], rows.dtype, rows.device) != (others.shape[1:], others.dtype, others.device):
-        return False
-    same = (rows[:, None] == others[None]).flatten(2).all(-1) & rows.flatten(1).any(-1, keepdim=True)
-    return bool(same.any())
+    new.positions_are_checked = True
 
 
 def _heads_on(module: torch.nn.Module, device: torch.device) -> torch.Tensor:
@@ -213,12 +261,3 @@ def _heads_on(module: torch.nn.Module, device: torch.device) -> torch.Tensor:
         if device.type != "meta" and type(heads) is torch.Tensor:  # not a fake tensor: it has values to keep
             setattr(module, HEADS, heads)
     return heads
-
-
-def _packed(x: torch.Tensor) -> torch.Tensor:
-    """[B, H, S, D] -> [B * S, H, D], without a copy for one sequence."""
-    return x[0].transpose(0, 1) if x.shape[0] == 1 else x.transpose(1, 2).flatten(0, 1)
-
-
-def _cu_seqlens(batch: int, length: int, device: torch.device) -> torch.Tensor:
-    return torch.arange(batch + 1, dtype=torch.int32, device=device) * length

@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: MIT
 """Runs transformers models with a pattern, through the library's own hook for attention functions.
 
-Mechanism, three parts:
+Mechanism, four parts:
 
 - transformers looks up the function of an attention layer, and the one that makes its mask, under the name that the
   config gives. `apply` puts a `_PatternConfig` in the place of the config of the language model and of its attention
   layers, and of nothing else: a view of the same config in which that name is ours. Vision towers, wrappers and other
   models built from the config keep what they had; `remove` puts the config back.
-- Beside it each attention layer gets its heads, sink and window as plain attributes. They are no part of the state, so
+- Beside it each attention layer gets its heads and the pattern as plain attributes. They are no part of the state, so
   nothing that moves, converts, empties or loads weights reaches them; they follow the layer through copy and pickle.
-- Once per forward pass the mask function checks what the call says about keys and padding, and hands the layers the
-  positions that it checked instead of a mask. A layer that gets anything else, or other keys than that, refuses
-  (_attention.py): the pattern reads keys by position, so missing or moved ones would be read wrongly without a word.
-
-Memory: every head still stores all keys and values in the ordinary cache. A local head reads only its sink and window,
-so what is computed is what the pattern says, but no memory is saved yet.
+- Once per forward pass the mask function checks what the call says about keys and padding, and hands the layers what
+  it found instead of a mask. A layer that gets anything else, or other keys than that, refuses (_attention.py): the
+  pattern reads keys by position, so missing or moved ones would be read wrongly without a word.
+- Before each attention layer runs, a hook hands its cache on to the attention function: a prulong.Cache (cache.py),
+  which an empty DynamicCache becomes there. What local heads do not see any more is freed.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ._attention import HEADS, LAST_KEY, LOCALITY
+from ._attention import HEADS, PATTERN
 from ._attention import attention as _attention
 from ._attention import mask as _mask
 from .pattern import Pattern
@@ -33,30 +32,39 @@ from .pattern import Pattern
 if TYPE_CHECKING:
     import transformers
 
+    from .cache import Cache
+
 _NAME = "prulong"
+_HOOK = "prulong_hook"  # an attribute of an attention layer, as those of _attention.py
+_CACHE_NAMES = ("cache", "past_key_values")  # of the argument, from 5.2x on and before
 
 
 def apply(model: torch.nn.Module, pattern: Pattern) -> None:
     """Makes every attention layer of the language model in `model` follow `pattern`, until `remove` or another `apply`.
 
     Local heads see the first `sink` tokens and the last `window` tokens, the query included, by true position: in one
-    prefill, in chunked prefill and token by token alike. Works with model(...) and model.generate(...), the ordinary
-    DynamicCache, one sequence or several of equal length without padding, transformers 4.56 to 5.x, under autocast and
-    torch.compile. Not for training: call the model under torch.no_grad(), as generate does.
+    prefill, in chunked prefill and token by token alike. Works with model(...) and model.generate(...), batches with
+    padding at the left, prefill_chunk_size, beams, prompt lookup and assistant models, transformers 4.56 to 5.x, under
+    autocast and torch.compile. Not for training: call the model under torch.no_grad(), as generate does.
+
+    The cache frees what no head sees any more: the one that the model makes, and every empty DynamicCache that it is
+    called with, becomes a prulong.Cache (`out.past_key_values.bytes()` tells, `out.cache.bytes()` in newer versions).
+    Drafts of up to 64 tokens can be taken back; pass a prulong.Cache(pattern, slack=...) for longer ones. A long prompt
+    takes least memory with prefill_chunk_size. Any other cache is refused.
 
     `model` may be a language model, one with towers beside it (LLaVA) or a wrapper (PEFT); weights may be quantised,
     offloaded or on the meta device. The pattern follows the model through copy.deepcopy and pickle (torch.save of the
     whole model), is no part of state_dict or save_pretrained, and is not taken over from the model's config.
-    model.set_attn_implementation does not end it; it chooses what `remove` gives back.
-
-    All keys and values stay in the cache, also those that no head reads any more: no memory is saved yet. Beyond
-    max_position_embeddings the model warns once.
+    model.set_attn_implementation does not end it; it chooses what `remove` gives back. Beyond max_position_embeddings
+    the model warns once.
 
     Raises:
         TypeError: not a module, not a Pattern.
         ValueError: the pattern is for another shape of model, or there are no attention layers that can be replaced;
-            the model is unchanged then. During the forward pass: padding, packed sequences, positions that do not count
-            up from 0, caches that lack keys, sliding windows, soft caps, dropout, gradients.
+            the model is unchanged then. During the forward pass: padding at the right, packed sequences, positions that
+            do not count up from 0, static, sliding, quantised and offloaded caches, those of encoder-decoders and of
+            continuous batching, a DynamicCache filled without the pattern, a layer on another device than the first,
+            sliding windows, soft caps, dropout, gradients.
     """
     _require_module(model)
     if not isinstance(pattern, Pattern):
@@ -70,7 +78,9 @@ def apply(model: torch.nn.Module, pattern: Pattern) -> None:
         module.config = views.setdefault(id(own), _PatternConfig(own))
     for row, module in zip(pattern.mask, layers):
         setattr(module, HEADS, torch.tensor(row, dtype=torch.bool, device="cpu"))
-        setattr(module, LOCALITY, (pattern.sink, pattern.window))
+        setattr(module, PATTERN, pattern)
+        if _HOOK not in module.__dict__:
+            setattr(module, _HOOK, module.register_forward_pre_hook(_hand_over, with_kwargs=True))
 
 
 def remove(model: torch.nn.Module) -> None:
@@ -89,8 +99,30 @@ def remove(model: torch.nn.Module) -> None:
         )
     for module in held:
         module.config = _own_config(module)
-        for name in (HEADS, LOCALITY, LAST_KEY):
+        for name in (HEADS, PATTERN):
             module.__dict__.pop(name, None)
+        hook = module.__dict__.pop(_HOOK, None)
+        if hook is not None:
+            hook.remove()
+
+
+def _hand_over(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Runs before an attention layer, whose attention function gets the arguments that the layer does not know."""
+    cache = next((kwargs[name] for name in _CACHE_NAMES if kwargs.get(name) is not None), None)
+    if cache is not None and getattr(module, PATTERN, None) is not None:
+        kwargs = {**kwargs, "prulong_cache": _announced(cache, module)}
+    return args, kwargs
+
+
+@torch.compiler.disable
+def _announced(cache: Any, module: torch.nn.Module) -> Cache:
+    from .cache import Cache  # here, because the package works without transformers
+
+    own = Cache.of(cache, getattr(module, PATTERN))
+    own.announce(module.layer_idx)
+    return own
 
 
 class _PatternConfig:
