@@ -50,8 +50,8 @@ void run(const cxxopts::ParseResult& options) {
   const at::Device device(options["device"].as<std::string>());
   const at::ScalarType dtype = options["dtype"].as<std::string>() == "float32" ? at::kFloat : at::kBFloat16;
   at::manual_seed(1);
-  const prulong::Llama model = prulong::bench::make_model(options["model"].as<std::string>(),
-                                                          options["layers"].as<int64_t>(), dtype, device);
+  const prulong::Llama model =
+      prulong::bench::make_model(options["model"].as<std::string>(), options["layers"].as<int64_t>(), dtype, device);
   const prulong::ModelConfig& config = model.config();
   const auto tokens = options["tokens"].as<int64_t>(), chunk = options["chunk"].as<int64_t>();
   const auto steps = options["new"].as<int64_t>();
@@ -100,21 +100,22 @@ void run(const cxxopts::ParseResult& options) {
   const double median = step_s[step_s.size() / 2];
   const int64_t full_bytes = batch * tokens * config.layers * config.kv_heads * config.head_dim * 2 *
                              static_cast<int64_t>(c10::elementSize(dtype));
-  nlohmann::json result = {{"tokens", tokens},
-                           {"batch", batch},
-                           {"fitting_batch", fitting},
-                           {"local", options["local"].as<double>()},
-                           {"prompt_s", *std::min_element(prompt_s.begin(), prompt_s.end())},
-                           {"all_prompt_s", prompt_s},
-                           {"prompt_tokens_per_s", static_cast<double>(tokens) / *std::min_element(prompt_s.begin(), prompt_s.end())},
-                           {"decode_step_s", median},
-                           {"fastest_step_s", step_s.front()},
-                           {"slowest_step_s", step_s.back()},
-                           {"decode_tokens_per_s", static_cast<double>(batch) / median},
-                           {"kv_bytes", entries_bytes},
-                           {"kv_bytes_of_full", static_cast<double>(entries_bytes) / static_cast<double>(full_bytes)},
-                           {"kv_bytes_allocated", cache.bytes().allocated},
-                           {"kv_bytes_peak", cache.bytes().peak}};
+  nlohmann::json result = {
+      {"tokens", tokens},
+      {"batch", batch},
+      {"fitting_batch", fitting},
+      {"local", options["local"].as<double>()},
+      {"prompt_s", *std::min_element(prompt_s.begin(), prompt_s.end())},
+      {"all_prompt_s", prompt_s},
+      {"prompt_tokens_per_s", static_cast<double>(tokens) / *std::min_element(prompt_s.begin(), prompt_s.end())},
+      {"decode_step_s", median},
+      {"fastest_step_s", step_s.front()},
+      {"slowest_step_s", step_s.back()},
+      {"decode_tokens_per_s", static_cast<double>(batch) / median},
+      {"kv_bytes", entries_bytes},
+      {"kv_bytes_of_full", static_cast<double>(entries_bytes) / static_cast<double>(full_bytes)},
+      {"kv_bytes_allocated", cache.bytes().allocated},
+      {"kv_bytes_peak", cache.bytes().peak}};
   if (device.is_cuda()) {
     const auto stats = c10::getDeviceAllocator(device.type())->getDeviceStats(0);
     result["peak_allocated_gib_beside"] = static_cast<double>(stats.allocated_bytes[0].peak) / (1 << 30);
