@@ -2,9 +2,7 @@
 // Times a prompt and decoding over a KV cache and prints one JSON line.
 #include <ATen/Context.h>
 #include <ATen/ops/arange.h>
-#include <ATen/ops/full.h>
 #include <ATen/ops/randint.h>
-#include <ATen/ops/tensor.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/GradMode.h>
 
@@ -19,6 +17,7 @@
 #include "benchmarks/random_llama.h"
 #include "common/config/program.h"
 #include "engine/cached_attention.h"
+#include "engine/decoder.h"
 
 namespace {
 
@@ -56,7 +55,7 @@ void run(const cxxopts::ParseResult& options) {
   const auto tokens = options["tokens"].as<int64_t>(), chunk = options["chunk"].as<int64_t>();
   const auto steps = options["new"].as<int64_t>();
   prulong::KvCache cache(cache_options(config, options, dtype, device));
-  const int64_t fitting = cache.pages() / cache.pages_needed(tokens + steps + 2, chunk);
+  const int64_t fitting = cache.pages() / cache.pages_needed(tokens + steps + 3, chunk);
   const int64_t batch = options["batch"].as<int64_t>() > 0 ? options["batch"].as<int64_t>() : fitting;
   const auto ids = at::TensorOptions().dtype(at::kLong).device(device);
   const auto places = at::TensorOptions().dtype(at::kFloat).device(device);
@@ -87,14 +86,13 @@ void run(const cxxopts::ParseResult& options) {
   const int64_t entries_bytes = cache.bytes().in_use;
 
   std::vector<double> step_s;
-  at::Tensor next = at::full({batch}, 1, ids);
-  const std::vector<int64_t> ones(static_cast<size_t>(batch), 1);
-  for (int64_t s = 0; s < steps + 2; ++s) {
+  prulong::Decoder decoder(model, cache);
+  std::vector<int64_t> next(static_cast<size_t>(batch), 1);
+  for (int64_t s = 0; s < steps + 3; ++s) {  // the first ones ready and capture
     const auto start = Clock::now();
-    const at::Tensor positions = at::full({batch}, static_cast<double>(tokens + s), places);
-    next = model.logits(forward(next, positions, cache.append(sequences, ones))).argmax(-1);
-    next.cpu();  // as generating waits for each token
-    if (s >= 2) step_s.push_back(seconds_since(start));
+    const at::Tensor chosen = decoder.step(next, sequences).argmax(-1).cpu();  // as generating waits for each token
+    std::copy_n(chosen.const_data_ptr<int64_t>(), batch, next.begin());
+    if (s >= 3) step_s.push_back(seconds_since(start));
   }
   std::sort(step_s.begin(), step_s.end());
   const double median = step_s[step_s.size() / 2];

@@ -76,7 +76,8 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 Engine::Engine(Llama model, const std::optional<Pattern>& pattern, const EngineOptions& options)
     : model_(std::move(model)),
       options_(with_defaults(options, model_.device())),
-      cache_(cache_options(model_, pattern, options_)) {}
+      cache_(cache_options(model_, pattern, options_)),
+      decoder_(model_, cache_) {}
 
 int64_t Engine::submit(std::vector<int64_t> prompt, const Sampling& sampling) {
   const ModelConfig& config = model_.config();
@@ -139,15 +140,29 @@ std::vector<Engine::Share> Engine::share_out() {
   return shares;
 }
 
+void Engine::note_full_attention(int64_t new_rows) {
+  int64_t entries = new_rows;
+  for (const Request& request : running_) entries += request.computed;
+  const ModelConfig& config = model_.config();
+  const int64_t bytes = 2 * config.head_dim * static_cast<int64_t>(c10::elementSize(model_.dtype()));
+  stats_.peak_full_kv_bytes = std::max(stats_.peak_full_kv_bytes, entries * config.layers * config.kv_heads * bytes);
+}
+
 at::Tensor Engine::compute(const std::vector<Share>& shares) {
   std::vector<KvCache::Sequence> sequences;
   std::vector<int64_t> counts, last_rows;
-  int64_t rows = 0, full_entries = 0;
+  int64_t rows = 0;
   for (const auto& [request, count] : shares) {
     sequences.push_back(request->sequence);
     counts.push_back(count);
     rows += count;
     if (count == request->pending()) last_rows.push_back(rows - 1);
+  }
+  note_full_attention(rows);
+  if (rows == static_cast<int64_t>(shares.size()) && last_rows.size() == shares.size()) {
+    std::vector<int64_t> next;
+    for (const auto& [request, count] : shares) next.push_back(request->tokens.back());
+    return decoder_.step(next, sequences);
   }
   at::Tensor tokens = at::empty({rows}, at::kLong), positions = at::empty({rows}, at::kFloat);
   auto* token = tokens.mutable_data_ptr<int64_t>();
@@ -158,12 +173,6 @@ at::Tensor Engine::compute(const std::vector<Share>& shares) {
       *position++ = static_cast<float>(i);
     }
   }
-  for (const Request& request : running_) full_entries += request.computed;
-  const ModelConfig& config = model_.config();
-  const int64_t entry_bytes = 2 * config.head_dim * static_cast<int64_t>(c10::elementSize(model_.dtype()));
-  stats_.peak_full_kv_bytes =
-      std::max(stats_.peak_full_kv_bytes, (full_entries + rows) * config.layers * config.kv_heads * entry_bytes);
-
   const at::Device device = model_.device();
   const auto attention = std::make_shared<CachedAttention>(cache_, cache_.append(sequences, counts));
   const at::Tensor hidden = model_.forward(tokens.to(device), positions.to(device), attention);

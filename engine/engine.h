@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/decoder.h"
 #include "engine/kv_cache.h"
 #include "engine/sampling.h"
 #include "model/llama.h"
@@ -117,6 +118,7 @@ class Engine {
 
   void admit();
   std::vector<Share> share_out();
+  void note_full_attention(int64_t new_rows);
   /// Logits of the requests whose tokens are all computed then, in order.
   at::Tensor compute(const std::vector<Share>& shares);
   std::vector<int64_t> choose(const at::Tensor& logits, const std::vector<const Request*>& requests) const;
@@ -127,6 +129,7 @@ class Engine {
   Llama model_;
   EngineOptions options_;
   KvCache cache_;
+  Decoder decoder_;
   EngineStats stats_;
   std::list<Request> waiting_;
   std::list<Request> running_;

@@ -40,9 +40,11 @@ PageLists read_lists(const PagedArguments& a) {
                          PagesUsed::kWholeLists);
 }
 
+bool on_hopper(const PagedArguments& a) { return may_use_hopper() && hopper::supports_paged(a); }
+
 Result run(const PagedArguments& a) {
   check_arguments(a);
-  if (may_use_hopper() && hopper::supports_paged(a)) {
+  if (on_hopper(a)) {
     if (checks_device_data()) read_lists(a);
     return hopper::paged_forward(a);
   }
@@ -76,6 +78,8 @@ std::tuple<at::Tensor, at::Tensor> paged_attention(const PagedArguments& argumen
       c10::Dispatcher::singleton().findSchemaOrThrow("prulong::paged_attention", "").typed<decltype(paged_op<run>)>();
   return op.call(q, k_pages, v_pages, page_table, lengths, is_global, cu_seqlens_q, max_seqlen_q, sink, window, scale);
 }
+
+bool attends_without_waiting(const PagedArguments& arguments) { return on_hopper(arguments) && !checks_device_data(); }
 
 TORCH_LIBRARY_IMPL(prulong, CPU, m) { m.impl("paged_attention", TORCH_FN(paged_op<run>)); }
 TORCH_LIBRARY_IMPL(prulong, CUDA, m) { m.impl("paged_attention", TORCH_FN(paged_op<run>)); }

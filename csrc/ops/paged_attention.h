@@ -39,4 +39,7 @@ struct PagedArguments {
 /// only bounds, unless PRULONG_CHECK=1 makes them errors there too (masked_attention.h).
 PRULONG_API std::tuple<at::Tensor, at::Tensor> paged_attention(const PagedArguments& arguments);
 
+/// Whether paged_attention of such tensors reads nothing back from their device, so that a CUDA graph can capture it.
+PRULONG_API bool attends_without_waiting(const PagedArguments& arguments);
+
 }  // namespace prulong
