@@ -178,12 +178,12 @@ class Cache(transformers.Cache):
             )
         if layer != self._next_layer:
             raise ValueError(
-                f"layer {layer} attends when it is layer {self._next_layer}'s turn: a prulong.Cache is for models whose "
-                "layers run in order, each once"
+                f"layer {layer} attends when it is layer {self._next_layer}'s turn: a prulong.Cache is for models "
+                "whose layers run in order, each once"
             )
         raise ValueError(
-            f"layer {layer} is on {device}, the cache on {self._layout[1]}: models whose layers are spread over several "
-            "devices are supported without a cache alone (use_cache=False)"
+            f"layer {layer} is on {device}, the cache on {self._layout[1]}: models whose layers are spread over "
+            "several devices are supported without a cache alone (use_cache=False)"
         )
 
     def _storage(self, k: torch.Tensor) -> _C.KvCache:
@@ -191,20 +191,21 @@ class Cache(transformers.Cache):
             shape, mask = self._pattern.model, self._pattern.mask
             page = 128 if k.device.type == "cuda" else 32  # entries: the key block of the kernels
             page_bytes = 2 * page * k.shape[-1] * k.element_size()
-            self._kv = _C.KvCache(
-                layers=shape.layers,
-                kv_heads=shape.kv_heads,
-                head_dim=k.shape[-1],
-                is_global=[int(value) for row in mask for value in row],
-                sink=self._pattern.sink,
-                window=self._pattern.window,
-                slack=self._slack,
-                page=page,
-                # Only addresses are reserved; memory is taken page by page.
-                bytes=min(_memory_of(k.device), _MOST_PAGES * page_bytes),
-                dtype=k.dtype,
-                device=k.device,
-            )
+            with torch.inference_mode(False):  # else later passes could not write to it outside of that mode
+                self._kv = _C.KvCache(
+                    layers=shape.layers,
+                    kv_heads=shape.kv_heads,
+                    head_dim=k.shape[-1],
+                    is_global=[int(value) for row in mask for value in row],
+                    sink=self._pattern.sink,
+                    window=self._pattern.window,
+                    slack=self._slack,
+                    page=page,
+                    # Only addresses are reserved; memory is taken page by page.
+                    bytes=min(_memory_of(k.device), _MOST_PAGES * page_bytes),
+                    dtype=k.dtype,
+                    device=k.device,
+                )
             self._layout = (k.dtype, k.device, k.shape[-1])
         return self._kv
 
@@ -215,8 +216,8 @@ class Cache(transformers.Cache):
         return self._columns
 
     def get_mask_sizes(self, query_length: int | torch.Tensor, layer_idx: int = 0) -> tuple[int, int]:
-        """Keys that the new queries stand behind, themselves included, and where those begin. Before 5.3 the argument is
-        a tensor of the queries' positions."""
+        """Keys that there are with the new queries' own, and where they begin. In earlier versions of transformers the
+        argument is a tensor of the queries' positions."""
         count = query_length.shape[0] if isinstance(query_length, torch.Tensor) else query_length
         return self._columns + count, 0
 
@@ -224,12 +225,13 @@ class Cache(transformers.Cache):
         """No bound: -1."""
         return -1
 
-    get_max_length = get_max_cache_shape  # its name from 5.24 on
+    get_max_length = get_max_cache_shape  # its later name
 
     # --- what generate does with it -----------------------------------------------------------------------------------
 
     def crop(self, n: int) -> None:
-        """Takes the last -n tokens of each row back. A positive n is the length to keep, as in transformers before 5.13.
+        """Takes the last -n tokens of each row back. In earlier versions of transformers (5.12 for one) a
+        positive n is the length to keep.
 
         Raises:
             ValueError: local heads have given back keys that would be seen then (see slack), or n is positive in later

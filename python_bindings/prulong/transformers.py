@@ -147,6 +147,9 @@ class _PatternConfig:
             )
         setattr(self._prulong_config, name, value)
 
+    def __delattr__(self, name: str) -> None:
+        delattr(self._prulong_config, name)
+
     @property
     def __class__(self) -> type:  # isinstance(config, PretrainedConfig) holds
         return type(self._prulong_config)

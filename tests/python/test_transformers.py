@@ -107,6 +107,16 @@ def test_bfloat16(reference, model):
     assert (logits.float() - expected).abs().max() <= 2 * unavoidable
 
 
+def test_is_causal_as_an_argument(reference, model):
+    """transformers writes it to the config for the call, and takes it away again."""
+    ids = tokens(1, 40)
+    prulong.apply(model, MIXED)
+    with torch.no_grad():
+        logits = model(ids, is_causal=True).logits
+    torch.testing.assert_close(logits, masked_reference(reference, MIXED, ids), rtol=1e-5, atol=1e-5)
+    assert model.config.to_dict() == reference.config.to_dict()
+
+
 def test_another_shape_is_refused_and_changes_nothing(reference, model):
     other = Pattern.from_scores(prulong.ModelShape("llama", LAYERS + 1, KV_HEADS, 6, 16), [[1, 0]] * 4, 0.5, 1, 1)
     with pytest.raises(ValueError, match="layers 4 in the pattern, 3 in the model"):

@@ -3,6 +3,7 @@
 
 import copy
 import inspect
+import weakref
 
 import pytest
 import torch
@@ -134,7 +135,9 @@ def test_an_assistant_out_of_the_models_own_first_layers(model):
     assert generate(model, ids, assistant_early_exit=1) == generate(following(llama(), MIXED), ids, use_cache=False)
 
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"prefill_chunk_size": 7}], ids=["greedy", "beams", "chunks"])
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 3}, {"prefill_chunk_size": 7}], ids=["greedy", "beams", "chunks"]
+)
 def test_padded_batches_generate_the_same_tokens(model, options):
     ids, mask, _ = padded(150, (0, 25, 70))
     expected = generate(following(llama(), MIXED), ids, attention_mask=mask, use_cache=False,
@@ -269,6 +272,33 @@ def test_autocast(model):
     assert (logits.float() - expected).abs().max() <= 2 * unavoidable
 
 
+@pytest.mark.parametrize("modes", [(torch.inference_mode, torch.no_grad), (torch.no_grad, torch.inference_mode)])
+def test_inference_mode_for_a_part(model, modes):
+    ids, cache = tokens(2, LENGTH), DynamicCache()
+    expected = masked_reference(llama(), MIXED, ids)
+    with modes[0]():
+        model(ids[:, :150], **{CACHE: cache})
+    cache.reorder_cache(torch.tensor([1, 1]))  # the rows write to shared pages
+    with modes[1]():
+        logits = model(ids[[1, 1], 150:], **{CACHE: cache}).logits
+    torch.testing.assert_close(logits, expected[[1, 1], 150:], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpu(model):
+    ids, mask, positions = padded(LENGTH, (0, 25, 70))
+    expected = generate(model, ids, attention_mask=mask)
+    model, ids, mask, positions = (x.cuda() for x in (model, ids, mask, positions))
+    assert generate(model, ids, attention_mask=mask) == expected
+    cache = DynamicCache()
+    logits = run(model, cache, ids, 33, attention_mask=mask, position_ids=positions)
+    with torch.no_grad():
+        whole = model(ids, use_cache=False, attention_mask=mask, position_ids=positions).logits
+    torch.testing.assert_close(logits[mask.bool()], whole[mask.bool()], rtol=1e-3, atol=1e-3)
+    cache.reorder_cache(torch.tensor([2, 2, 0], device="cuda"))
+    assert cache.bytes()["in_use"] < cache.bytes()["full"]
+
+
 def test_torch_compile(model):
     torch._dynamo.reset()
     ids = tokens(1, LENGTH)
@@ -316,6 +346,9 @@ def test_generate_frees_memory_without_another_word(model):
     held = cache.bytes()
     assert held["full"] == (LENGTH + 19) * LAYERS * KV_HEADS * HEAD_DIM * 2 * 4
     assert held["in_use"] < 0.8 * held["full"] and held["allocated"] >= held["in_use"]
+    alive = weakref.ref(cache)
+    del out, cache
+    assert alive() is None
     with torch.no_grad():
         assert type(getattr(model(ids), CACHE)) is prulong.Cache
 

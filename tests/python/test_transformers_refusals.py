@@ -139,6 +139,20 @@ def test_other_caches_are_refused(model):
                 model(IDS, **{CACHE: other})
 
 
+def test_continuous_batching_is_refused(model):
+    """Its cache has pages too, but one table for all heads."""
+    hidden, positions = torch.zeros(1, 4, 48), torch.arange(4)[None]
+    paged = type("PagedAttentionCache", (), {})()
+    with torch.no_grad(), pytest.raises(ValueError, match="PagedAttentionCache is not supported"):
+        model.model.layers[0].self_attn(
+            hidden,
+            position_embeddings=model.model.rotary_emb(hidden, positions),
+            attention_mask=None,
+            position_ids=positions,
+            **{CACHE: paged},
+        )
+
+
 def test_a_cache_from_before_the_pattern_is_refused():
     model = llama()
     cache = DynamicCache(config=model.config)
