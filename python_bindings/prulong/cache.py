@@ -31,7 +31,8 @@ class Cache(transformers.Cache):
 
     All of what generate does works: left padding, prefill in chunks, beams, prompt lookup and assistant models, further
     calls with the same cache. copy.deepcopy shares the memory of what both have in common. There are no tensors of keys
-    and values to look at, and nothing can be saved: keep the tokens.
+    and values to look at, and nothing can be saved: keep the tokens. Of a model over several devices all keys and
+    values lie on the first layer's.
     """
 
     def __init__(self, pattern: Pattern | torch.nn.Module, *, slack: int = 64) -> None:
@@ -68,11 +69,13 @@ class Cache(transformers.Cache):
         self._attention: _C.CachedAttention | None = None  # of the pass
         self._next_layer = 0  # of the pass
         self._depth = len(self.layers)  # layers that have seen every token: fewer after a pass that ended early
-        self._announced: int | None = None
+        self._announced: int | None = None  # layer whose update is due
 
     @staticmethod
-    def of(cache: Any, pattern: Pattern) -> Cache:
-        """The cache that a layer of a model with this pattern is called with. An empty DynamicCache becomes one.
+    @torch.compiler.disable
+    def of(cache: Any, pattern: Pattern, layer: int) -> Cache:
+        """The cache that a layer of a model with this pattern is called with: its next update is that layer's. An empty
+        DynamicCache becomes one.
 
         Raises:
             ValueError: any other cache, and one of another pattern.
@@ -97,13 +100,10 @@ class Cache(transformers.Cache):
                 "the prulong.Cache was made for another pattern than the model's: its local heads hold other keys; use "
                 "a new one"
             )
+        cache._announced = layer
         return cache
 
     # --- one pass, layer by layer -------------------------------------------------------------------------------------
-
-    def announce(self, layer: int) -> None:
-        """Says that the next update comes from a layer whose attention knows this cache."""
-        self._announced = layer
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -130,14 +130,17 @@ class Cache(transformers.Cache):
             q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
         if new is not self._pass:
             self._begin(new, k, scale)
-        if layer != self._next_layer or layer >= self._depth or k.device != self._layout[1]:
-            self._refuse_layer(layer, k.device)
+        if layer != self._next_layer or layer >= self._depth:
+            self._refuse_layer(layer)
         assert self._attention is not None
+        device = q.device
+        if device != self._layout[1]:  # a model over several devices: all of the cache is on the first layer's
+            q, k, v = (x.to(self._layout[1]) for x in (q, k, v))
         out = self._attention.attend(layer, q, k, v) if q.shape[0] else q  # none in a chunk of padding
         self._next_layer += 1
         if self._next_layer == len(self.layers):
             self._end(new)
-        return out
+        return out.to(device)
 
     def _begin(self, new: Pass, k: torch.Tensor, scale: float | None) -> None:
         if self._pass is not None:
@@ -170,20 +173,15 @@ class Cache(transformers.Cache):
         if self._kv is not None and max(new.counts) > self._slack + 1:
             self._kv.trim()
 
-    def _refuse_layer(self, layer: int, device: torch.device) -> NoReturn:
+    def _refuse_layer(self, layer: int) -> NoReturn:
         if layer >= self._depth:
             raise ValueError(
                 f"layer {layer} has not seen all tokens in the cache, because an earlier pass ended before it: use a "
                 "new cache, or reset this one"
             )
-        if layer != self._next_layer:
-            raise ValueError(
-                f"layer {layer} attends when it is layer {self._next_layer}'s turn: a prulong.Cache is for models "
-                "whose layers run in order, each once"
-            )
         raise ValueError(
-            f"layer {layer} is on {device}, the cache on {self._layout[1]}: models whose layers are spread over "
-            "several devices are supported without a cache alone (use_cache=False)"
+            f"layer {layer} attends when it is layer {self._next_layer}'s turn: a prulong.Cache is for models whose "
+            "layers run in order, each once"
         )
 
     def _storage(self, k: torch.Tensor) -> _C.KvCache:

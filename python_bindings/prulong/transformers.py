@@ -32,8 +32,6 @@ from .pattern import Pattern
 if TYPE_CHECKING:
     import transformers
 
-    from .cache import Cache
-
 _NAME = "prulong"
 _HOOK = "prulong_hook"  # an attribute of an attention layer, as those of _attention.py
 _CACHE_NAMES = ("cache", "past_key_values")  # of the argument, from 5.2x on and before
@@ -63,8 +61,8 @@ def apply(model: torch.nn.Module, pattern: Pattern) -> None:
         ValueError: the pattern is for another shape of model, or there are no attention layers that can be replaced;
             the model is unchanged then. During the forward pass: padding at the right, packed sequences, positions that
             do not count up from 0, static, sliding, quantised and offloaded caches, those of encoder-decoders and of
-            continuous batching, a DynamicCache filled without the pattern, a layer on another device than the first,
-            sliding windows, soft caps, dropout, gradients.
+            continuous batching, a DynamicCache filled without the pattern, sliding windows, soft caps, dropout,
+            gradients.
     """
     _require_module(model)
     if not isinstance(pattern, Pattern):
@@ -112,17 +110,10 @@ def _hand_over(
     """Runs before an attention layer, whose attention function gets the arguments that the layer does not know."""
     cache = next((kwargs[name] for name in _CACHE_NAMES if kwargs.get(name) is not None), None)
     if cache is not None and getattr(module, PATTERN, None) is not None:
-        kwargs = {**kwargs, "prulong_cache": _announced(cache, module)}
+        from .cache import Cache  # here, because the package works without transformers
+
+        kwargs = {**kwargs, "prulong_cache": Cache.of(cache, getattr(module, PATTERN), module.layer_idx)}
     return args, kwargs
-
-
-@torch.compiler.disable
-def _announced(cache: Any, module: torch.nn.Module) -> Cache:
-    from .cache import Cache  # here, because the package works without transformers
-
-    own = Cache.of(cache, getattr(module, PATTERN))
-    own.announce(module.layer_idx)
-    return own
 
 
 class _PatternConfig:

@@ -272,6 +272,17 @@ def test_autocast(model):
     assert (logits.float() - expected).abs().max() <= 2 * unavoidable
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_model_over_two_gpus(model):
+    import accelerate
+
+    ids = tokens(2, 150)
+    expected = generate(model, ids)
+    places = {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.layers.0": 0, "model.layers.1": 1}
+    places |= {"model.layers.2": 1, "model.norm": 1, "lm_head": 1}
+    assert generate(accelerate.dispatch_model(model, places), ids.cuda()) == expected
+
+
 @pytest.mark.parametrize("modes", [(torch.inference_mode, torch.no_grad), (torch.no_grad, torch.inference_mode)])
 def test_inference_mode_for_a_part(model, modes):
     ids, cache = tokens(2, LENGTH), DynamicCache()
