@@ -133,7 +133,7 @@ void KvCache::release_pages(Head& head, int64_t begin, int64_t end) {
   const auto first = head.pages.begin() + begin, last = head.pages.begin() + end;
   std::for_each(first, last, [this](int32_t page) { pool_.release(page); });
   head.pages.erase(first, last);
-  ++changes_;
+  stale_ = true;
 }
 
 void KvCache::keep(int64_t layer, Sequence sequence, int64_t head, const at::Tensor& places) {
@@ -186,7 +186,7 @@ void KvCache::keep(int64_t layer, Sequence sequence, int64_t head, const at::Ten
     if (!shared(page)) continue;
     pool_.release(list.pages[static_cast<size_t>(page)]);
     list.pages[static_cast<size_t>(page)] = pool_.take();
-    ++changes_;
+    stale_ = true;
   }
   const at::Tensor to = rows_of([](int64_t i) { return i; });
   k_rows.index_copy_(0, to, k);
@@ -249,36 +249,26 @@ int64_t KvCache::pages_needed(int64_t tokens, int64_t chunk) const {
   check_range("tokens", tokens, 0);
   check_range("chunk", chunk, 1);
   if (tokens == 0) return 0;
-  chunk = std::min(chunk, tokens);
   const int64_t page = options_.page, reach = options_.slack + options_.window - 1;
   const auto ceiling = [&](int64_t entries) { return entries < 0 ? -(-entries / page) : pages_for(entries); };
-  // The longest that a local list gets with `last` tokens in flight: where they begin one place into a page.
-  const auto local = [&](int64_t last) {
-    return std::min(pages_for(tokens), sink_pages_ + 1 + ceiling(last + reach - 1));
+  // The longest that a local list gets with so many tokens in flight: where they begin one place into a page.
+  const auto local = [&](int64_t in_flight) {
+    return std::min(pages_for(tokens), sink_pages_ + 1 + ceiling(in_flight + reach - 1));
   };
-  // A longer last chunk makes this layer's local lists longer, and the global ones of later layers were shorter before
-  // it. So the most is where a local list has just begun a page: the first such chunk or, up to where a list holds all
-  // tokens, the last one.
-  const int64_t first = ((1 - reach) % page + page) % page + 1;
-  const int64_t all = (pages_for(tokens) - sink_pages_ - 2) * page + 2 - reach;
-  std::vector<int64_t> chunks = {1};
-  if (first <= chunk) {
-    chunks.push_back(first);
-    chunks.push_back(std::min(chunk - (chunk - first) % page, std::max(first, all)));
-  }
   const int64_t locals = std::count(options_.is_global.begin(), options_.is_global.end(), 0);
-  int64_t later = static_cast<int64_t>(options_.is_global.size()) - locals, most = 0;  // global heads
-  const int64_t at_end = later * pages_for(tokens) + locals * local(0);
+  int64_t later = static_cast<int64_t>(options_.is_global.size()) - locals;  // global heads
+  const int64_t at_rest = later * pages_for(tokens) + locals * local(0);
+  // While a layer attends, a page more of each of its local lists for a page in flight, and, from the second one on, a
+  // page less of each global list of the layers after it.
+  const int64_t in_flight = local(std::min(chunk, tokens)) - local(0);
+  int64_t most = 0;
   for (int64_t layer = 0; layer < options_.layers; ++layer) {
     const auto begin = options_.is_global.begin() + layer * options_.kv_heads;
     const int64_t here = std::count(begin, begin + options_.kv_heads, 0);
     later -= options_.kv_heads - here;
-    for (const int64_t last : chunks) {
-      most = std::max(
-          most, at_end + here * (local(last) - local(0)) - later * (pages_for(tokens) - pages_for(tokens - last)));
-    }
+    if (in_flight > 0) most = std::max(most, here + std::max<int64_t>(0, here - later) * (in_flight - 1));
   }
-  return most;
+  return at_rest + most;
 }
 
 }  // namespace prulong

@@ -133,13 +133,6 @@ class KvCache {
     int64_t taken = 0;   ///< in all
     int64_t widest = 0;  ///< most pages of a head
   };
-  /// The page table of the last step, which serves the next one if no list has other pages.
-  struct Table {
-    std::vector<Sequence> sequences;
-    int64_t changes = -1;
-    at::Tensor table;
-  };
-
   Book& book(Sequence sequence);
   const Book& book(Sequence sequence) const;
   /// Of a head in Book::heads.
@@ -153,6 +146,7 @@ class KvCache {
   bool writes_into_last(const Head& head, int64_t count) const;
   /// Pages behind the sink's that no query sees any more once a sequence has so many tokens.
   int64_t hidden_pages(const Head& head, int64_t tokens) const;
+  /// Adds entries to a list, with pages of its own for them.
   void grow(Head& head, int64_t count, std::vector<std::pair<int32_t, int32_t>>& copies);
 
   KvCacheOptions options_;
@@ -161,8 +155,10 @@ class KvCache {
   Sequence next_sequence_ = 0;
   at::Tensor is_global_;  ///< [layers, kv_heads] bool, on the device
   int64_t sink_pages_;
-  int64_t changes_ = 0;  ///< counts changes of any list's pages
-  Table last_;
+  /// The page table of the last step, which serves the next one if no list has other pages.
+  std::vector<Sequence> last_sequences_;
+  at::Tensor last_table_;
+  bool stale_ = true;  ///< have pages been given back or replaced since?
 };
 
 }  // namespace prulong

@@ -114,12 +114,8 @@ void KvCache::grow(Head& head, int64_t count, std::vector<std::pair<int32_t, int
     pool_.release(shared);
     head.pages.back() = pool_.take();
     copies.emplace_back(shared, head.pages.back());
-    ++changes_;
   }
-  while (static_cast<int64_t>(head.pages.size()) < needs) {
-    head.pages.push_back(pool_.take());
-    ++changes_;
-  }
+  while (static_cast<int64_t>(head.pages.size()) < needs) head.pages.push_back(pool_.take());
   head.length += count;
 }
 
@@ -134,7 +130,7 @@ CacheStep KvCache::append(const std::vector<Sequence>& sequences, const std::vec
   pool_.prepare(needed.pages);
 
   // One buffer, so one copy to the device: the table unless the last one still holds, lengths, bounds.
-  const bool same_table = needed.taken == 0 && last_.changes == changes_ && last_.sequences == sequences;
+  const bool same_table = needed.taken == 0 && !stale_ && last_sequences_ == sequences;
   const int64_t layers = options_.layers, heads = options_.kv_heads, batch = static_cast<int64_t>(sequences.size());
   constexpr int64_t kWidthStep = 16;  // the shape changes rarely
   const int64_t width = std::max(kWidthStep, (needed.widest + kWidthStep - 1) / kWidthStep * kWidthStep);
@@ -148,7 +144,7 @@ CacheStep KvCache::append(const std::vector<Sequence>& sequences, const std::vec
 
   CacheStep step;
   step.copies.resize(static_cast<size_t>(layers));
-  bool gave_back = false;
+  stale_ = false;  // until pages are given back
   for (size_t layer = 0; layer < static_cast<size_t>(layers); ++layer) {
     const auto first = layer * static_cast<size_t>(heads), last = first + static_cast<size_t>(heads);
     for (const Growth& growth : growing) {
@@ -169,7 +165,6 @@ CacheStep KvCache::append(const std::vector<Sequence>& sequences, const std::vec
         release_pages(head, sink_pages_, sink_pages_ + hidden);
         head.dropped += hidden;
         head.length -= hidden * options_.page;
-        gave_back = gave_back || hidden > 0;
       }
     }
   }
@@ -181,9 +176,11 @@ CacheStep KvCache::append(const std::vector<Sequence>& sequences, const std::vec
     ++bound;
   }
   if (options_.device.is_cuda()) device.copy_(host, /*non_blocking=*/true);
-  if (!same_table) last_ = {sequences, 0, device.narrow(0, 0, table_size).view({layers, batch, heads, width})};
-  last_.changes = gave_back ? -1 : changes_;
-  step.page_table = last_.table;
+  if (!same_table) {
+    last_sequences_ = sequences;
+    last_table_ = device.narrow(0, 0, table_size).view({layers, batch, heads, width});
+  }
+  step.page_table = last_table_;
   step.lengths = device.narrow(0, table_size, lists).view({layers, batch, heads});
   step.cu_seqlens_q = device.narrow(0, table_size + lists, batch + 1);
   return step;

@@ -42,11 +42,18 @@ class HostMemory : public PageMemory {
   }
   ~HostMemory() override { ::munmap(mapped_, mapped_bytes_); }
 
-  void check_room(int64_t bytes) const override {
+  void check_room(int64_t bytes) override {
+    if (bytes <= granted_) {
+      granted_ -= bytes;
+      return;
+    }
     const int64_t room = available_host_bytes();
-    if (bytes <= room) return;
-    throw Error("kv cache: " + std::to_string(bytes) + " more bytes of memory are needed, " + std::to_string(room) +
-                " are left on this machine; ask for a smaller cache");
+    if (bytes > room) {
+      throw Error("kv cache: " + std::to_string(bytes) + " more bytes of memory are needed, " + std::to_string(room) +
+                  " are left on this machine; ask for a smaller cache");
+    }
+    constexpr int64_t kShare = 8;  // of what is left: others take memory too
+    granted_ = (room - bytes) / kShare;
   }
 
  private:
@@ -55,6 +62,7 @@ class HostMemory : public PageMemory {
     ::madvise(data() + piece * piece_bytes(), static_cast<size_t>(piece_bytes()), MADV_DONTNEED);
   }
 
+  int64_t granted_ = int64_t{16} << 20;  ///< bytes to take before asking again, which costs more than a few of them
   void* mapped_ = nullptr;
   size_t mapped_bytes_ = 0;
 };

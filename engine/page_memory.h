@@ -14,8 +14,8 @@ namespace prulong {
 /// without being copied, and what is no longer needed goes back.
 class PageMemory {
  public:
-  /// Reserves addresses, no memory. Pieces of 2 MiB on a CPU, of what the driver deals in on a GPU (2 MiB or a
-  /// multiple); one of the whole for a smaller range.
+  /// Reserves addresses, no memory. Pieces are of 2 MiB, on a GPU of what its driver deals in or, for a GiB and more,
+  /// at least 16 MiB; a CPU's range below 2 MiB is one piece.
   /// @throws Error if the system has not so many addresses, or the device cannot be used.
   static std::shared_ptr<PageMemory> reserve(int64_t bytes, c10::Device device);
 
@@ -35,10 +35,10 @@ class PageMemory {
   /// Takes a piece's memory, unless it is taken. What is in it is undefined.
   /// @throws Error if the system has none left, with need and room.
   void take(int64_t piece);
-  /// Asks whether there is room for so many more bytes, where the system would find out too late: a CPU's gives memory
-  /// when it is written to, or else ends the process.
+  /// Makes sure that there is room for so many more bytes where the system itself would notice too late: a CPU's gives
+  /// memory when it is written to, or else ends the process.
   /// @throws Error if there is not, with need and room.
-  virtual void check_room(int64_t /*bytes*/) const {}
+  virtual void check_room(int64_t /*bytes*/) {}
   /// Gives a piece's memory back, if it is taken. A GPU finishes all its work first.
   void give_back(int64_t piece);
 

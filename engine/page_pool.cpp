@@ -59,7 +59,8 @@ bool PagePool::has_memory(int64_t page) const {
 }
 
 void PagePool::prepare(int64_t n) {
-  if (ready_.size() < n) k_memory_->check_room((n - ready_.size()) * page_bytes());
+  if (ready_.size() >= n) return;
+  k_memory_->check_room(std::max((n - ready_.size()) * page_bytes(), 2 * k_memory_->piece_bytes()));
   while (ready_.size() < n) {
     const int64_t piece = next_piece_;
     if (!k_memory_->taken(piece) || !v_memory_->taken(piece)) {
