@@ -32,10 +32,10 @@ bool never_waits(const KvCache& cache, int64_t query_heads) {
   if (!options.device.is_cuda()) return false;
   const at::Tensor& pages = cache.k_pages();
   const auto ints = pages.options().dtype(at::kInt);
-  return attends_without_waiting({at::empty({1, query_heads, options.head_dim}, pages.options()), pages, cache.v_pages(),
-                                  at::empty({1, options.kv_heads, 1}, ints), at::empty({1, options.kv_heads}, ints),
-                                  cache.is_global(0), at::empty({2}, ints), 1, options.sink, options.window,
-                                  1 / std::sqrt(static_cast<double>(options.head_dim))});
+  return attends_without_waiting({at::empty({1, query_heads, options.head_dim}, pages.options()), pages,
+                                  cache.v_pages(), at::empty({1, options.kv_heads, 1}, ints),
+                                  at::empty({1, options.kv_heads}, ints), cache.is_global(0), at::empty({2}, ints), 1,
+                                  options.sink, options.window, 1 / std::sqrt(static_cast<double>(options.head_dim))});
 }
 
 }  // namespace

@@ -14,8 +14,8 @@
 namespace prulong {
 
 /// Computes one new token of each of some sequences. On GPUs where attention waits for nothing on the device, a step
-/// over as many sequences as the one before is captured as a CUDA graph and replayed from then on: otherwise the host, which has
-/// to launch some hundred kernels, would be slower than the device.
+/// over as many sequences as the one before is captured as a CUDA graph and replayed from then on: otherwise the host,
+/// which has to launch some hundred kernels, would be slower than the device.
 class Decoder {
  public:
   /// @param model, cache  outlive this object.

@@ -53,7 +53,7 @@ PRULONG_INLINE void multiply_block(const Product<Real>& p) {
     for (int64_t v = 0; v < kVectors; ++v) b[v] = L::load(p.b + k * p.b_stride + v * L::kCount);
 #pragma GCC unroll 12
     for (int64_t r = 0; r < kRows; ++r) {
-      const typename L::Type a = typename L::Type{} + p.a[r * p.a_stride + k];
+      const typename L::Type a = p.a[r * p.a_stride + k] - typename L::Type{};  // broadcast: x - 0 is x, 0 + x is not
 #pragma GCC unroll 2
       for (int64_t v = 0; v < kVectors; ++v) sums[r][v] = multiply_add(sums[r][v], a, b[v]);
     }

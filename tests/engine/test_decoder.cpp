@@ -41,9 +41,9 @@ at::Tensor plain_step(const Llama& model, KvCache& cache, const std::vector<int6
   const at::Device device = model.device();
   const std::vector<int64_t> ones(sequences.size(), 1);
   const auto attention = std::make_shared<CachedAttention>(cache, cache.append(sequences, ones));
-  return model.logits(model.forward(at::tensor(tokens, at::kLong).to(device),
-                                    at::tensor(places, at::kFloat).to(device), attention),
-                      true);
+  return model.logits(
+      model.forward(at::tensor(tokens, at::kLong).to(device), at::tensor(places, at::kFloat).to(device), attention),
+      true);
 }
 
 /// Steps of sequences that come and go, by a decoder and by ordinary passes over a cache of their own.
