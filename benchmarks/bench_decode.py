@@ -212,6 +212,25 @@ def measure(shape: str, rounds: int) -> list[dict]:
     return rows
 
 
+def ratios(rows: list[dict]) -> dict:
+    """How many times as fast ours is, and its share of 4.4 TB/s, at what an H200's memory gives."""
+    times = {(row["shape"], row["name"]): row for row in rows if "us" in row}
+    found = {}
+
+    def add(name, ours, peer):
+        if ours in times and peer in times:
+            found[name] = times[peer]["us"] / times[ours]["us"]
+
+    for shape in dict.fromkeys(row["shape"] for row in rows):
+        dense, local = (shape, "ours, all global"), (shape, "ours, 6 of 8 local")
+        add(f"{shape}_dense_of_cudnn", dense, (shape, "SDPA cuDNN, all global"))
+        add(f"{shape}_local_of_cudnn_dense", local, (shape, "SDPA cuDNN, all global"))
+        add(f"{shape}_local_of_heads_as_batch", local, (shape, "heads as batch, 6 of 8 local"))
+        if local in times:
+            found[f"{shape}_local_of_4.4_tb_per_s"] = times[local]["bytes"] / times[local]["us"] / 4.4e6
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shapes", nargs="*", metavar="SHAPE")
@@ -236,7 +255,7 @@ def main() -> int:
             rows.append({"shape": shape, "name": "the whole shape", "error": str(fault)[:300]})
         torch.cuda.empty_cache()
     bench_record.write(arguments.out, {"seconds": round(time.perf_counter() - begin, 1), "query_heads": HEADS, "kv_heads": KV_HEADS,
-                                       "head_dim": DIM, "sink": SINK, "window": WINDOW, "rows": rows})
+                                       "head_dim": DIM, "sink": SINK, "window": WINDOW, "ratios": ratios(rows), "rows": rows})
     return 1 if any("error" in row for row in rows) else 0
 
 
