@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """Generation of SmolLM2-135M on a CPU: the engine and prulong.apply beside transformers with DynamicCache and SDPA.
 
-one     A prompt of --tokens tokens, prefilled --prefills times, then decoded from: the engine with every head global and with
+one     A prompt of --tokens tokens, prefilled --prefills times (and once to warm up), then decoded from: the engine with every head global and with
         70 % of the heads local, transformers, and transformers under prulong.apply with the same mask. In turns.
 batch   --batch such prompts at once: the engine with every head global and with 70 % local, decoding in turns.
 
@@ -146,13 +146,13 @@ def serve(a: argparse.Namespace) -> None:
 
 def measure(part: str, a: argparse.Namespace) -> dict:
     batch = a.batch if part == "batch" else 1
-    prefills = 1 if part == "batch" else a.prefills
+    warm_up, prefills = (0, 1) if part == "batch" else (1, a.prefills)  # decoding warms up by one turn
     common = ["--model", a.model, "--tokens", a.tokens, "--batch", batch, "--steps", a.steps, "--threads", a.threads]
     sides = {name: Side([sys.executable, "benchmarks/bench_generate.py", *common, "--serve", name], a.threads)
              for name in SIDES[part]}
     answers = {name: {"prefill": [], "decode": []} for name in sides}
     try:
-        for work, turns in (("prefill", prefills), ("decode", a.rounds + 1)):  # the first of decoding warms up
+        for work, turns in (("prefill", warm_up + prefills), ("decode", 1 + a.rounds)):
             for turn in range(turns):
                 for name, side in sides.items():
                     answers[name][work].append(side.step(work))
@@ -162,11 +162,12 @@ def measure(part: str, a: argparse.Namespace) -> dict:
             side.stop()
     rows = {}
     for name, works in answers.items():
-        prefill = statistics.median(answer["seconds"] for answer in works["prefill"])
+        prefill_s = [answer["seconds"] for answer in works["prefill"][warm_up:]]
+        prefill = statistics.median(prefill_s)
         decode = statistics.median(answer["seconds"] for answer in works["decode"][1:])
         last = works["decode"][-1]
         rows[name] = {
-            "prefill_s": prefill, "all_prefill_s": [answer["seconds"] for answer in works["prefill"]],
+            "prefill_s": prefill, "all_prefill_s": prefill_s,
             "prompt_tokens_per_s": batch * a.tokens / prefill,
             "decode_s": decode / a.steps, "all_decode_s": [answer["seconds"] / a.steps for answer in works["decode"][1:]],
             "decode_tokens_per_s": batch * a.steps / decode,

@@ -26,38 +26,51 @@ struct OutputRow {
   }
 };
 
-/// Merges the partial results of a list, whose log-sum-exps have base 2, into its outputs. By a warpgroup.
+/// Merges the partial results of a list, whose log-sum-exps have base 2, into its outputs. By a warpgroup, a warp for a
+/// row at a time. There may be as many results as multiprocessors, and they come from far: many loads are in flight.
 template <class Shape>
 PRULONG_DEVICE void merge(const DecodeArguments& a, const Piece& piece, int thread) {
   struct alignas(8) Word2 {
     uint32_t x, y;
   };
-  constexpr int kVectors = Shape::kHeadDim / 4;  // a row's
-  const int group = a.batch.group(), rows = piece.list.tokens * group;
-  for (int i = thread; i < rows * kVectors; i += kWarpgroupThreads) {
-    const int row = i / kVectors, vector = i % kVectors;
+  constexpr int kVectors = Shape::kHeadDim / 4;  // a row's, one for a lane
+  constexpr int kAhead = 16;
+  const int group = a.batch.group(), rows = piece.list.tokens * group, last = piece.pieces - 1;
+  const int lane = thread % kWarpThreads;
+  for (int row = thread / kWarpThreads; row < rows; row += kWarpgroupThreads / kWarpThreads) {
+    const auto place_of = [&](int n) { return partial_row(partial_slot(piece, n), kDecodeRows, row); };
     float top = -__builtin_inff();
-    for (int n = 0; n < piece.pieces; ++n) {
-      top = largest(top, load_global(a.partial_lse + partial_row(partial_slot(piece, n), kDecodeRows, row)));
-    }
+    for (int n = lane; n <= last; n += kWarpThreads) top = largest(top, load_global(a.partial_lse + place_of(n)));
+    PRULONG_UNROLL
+    for (int mask = kWarpThreads / 2; mask > 0; mask /= 2) top = largest(top, shuffle_xor(top, mask));
+    if (lane >= kVectors) continue;
     float total = 0;
     Float4 sums = {0, 0, 0, 0};
-    for (int n = 0; n < piece.pieces; ++n) {
-      const int64_t at = partial_row(partial_slot(piece, n), kDecodeRows, row);
-      const float weight = exp2_fast(load_global(a.partial_lse + at) - top);
-      const Float4 part = load_global(reinterpret_cast<const Float4*>(a.partial_out) + at * kVectors + vector);
-      total += weight;
-      sums.x = fused(weight, part.x, sums.x);
-      sums.y = fused(weight, part.y, sums.y);
-      sums.z = fused(weight, part.z, sums.z);
-      sums.w = fused(weight, part.w, sums.w);
+    for (int first = 0; first <= last; first += kAhead) {
+      float lse[kAhead];
+      Float4 part[kAhead];
+      PRULONG_UNROLL
+      for (int k = 0; k < kAhead; ++k) {
+        const int64_t at = place_of(kernels::detail::lesser(first + k, last));
+        lse[k] = load_global(a.partial_lse + at);
+        part[k] = load_global(reinterpret_cast<const Float4*>(a.partial_out) + at * kVectors + lane);
+      }
+      PRULONG_UNROLL
+      for (int k = 0; k < kAhead; ++k) {
+        const float weight = first + k <= last ? exp2_fast(lse[k] - top) : 0.0f;
+        total += weight;
+        sums.x = fused(weight, part[k].x, sums.x);
+        sums.y = fused(weight, part[k].y, sums.y);
+        sums.z = fused(weight, part[k].z, sums.z);
+        sums.w = fused(weight, part[k].w, sums.w);
+      }
     }
     const float inverse = 1.0f / total;
     const OutputRow place = {piece.list.first_token + row / group, piece.list.kv_head * group + row % group};
-    store_global(reinterpret_cast<Word2*>(place.template out<Shape>(a)) + vector,
+    store_global(reinterpret_cast<Word2*>(place.template out<Shape>(a)) + lane,
                  Word2{pack<Shape::kType>(sums.x * inverse, sums.y * inverse),
                        pack<Shape::kType>(sums.z * inverse, sums.w * inverse)});
-    if (vector == 0) store_global(place.lse(a), (top + log2_fast(total)) * kLn2);
+    if (lane == 0) store_global(place.lse(a), (top + log2_fast(total)) * kLn2);
   }
 }
 
