@@ -9,7 +9,6 @@
 #include <utility>
 
 #include "csrc/cpu/exponential.h"
-#include "csrc/cpu/isa.h"
 
 namespace prulong {
 namespace {
@@ -177,28 +176,38 @@ PRULONG_INLINE Type exponential_of(Type x) {
   }
 }
 
-/// scores [width] of the row at a place become exp(score - maximum), 0 where hidden.
-template <class L, class Real>
-PRULONG_INLINE void softmax_row(const PageStep<Real>& step, int64_t place, Real* scores, int64_t width, Real* maximum,
-                                Real* sum) {
+/// The entries of a page that a row sees: [0, sink_end) and [window_begin, end).
+struct Seen {
+  int64_t sink_end, window_begin, end;
+};
+
+template <class Real>
+PRULONG_INLINE Seen seen_from(const PageStep<Real>& step, int64_t place) {
   const auto clamped = [](int64_t x, int64_t most) { return std::min(std::max<int64_t>(x, 0), most); };
   const int64_t end = clamped(place + 1 - step.first_key, step.entries);
-  int64_t sink_end = end, window_begin = end;
-  if (!step.is_global) {
-    sink_end = clamped(step.sink - step.first_key, end);
-    window_begin = std::max(sink_end, clamped(place - step.window + 1 - step.first_key, end));
-  }
-  for (int64_t e = sink_end; e < window_begin; ++e) scores[e] = kNothing<Real>;
-  for (int64_t e = end; e < width; ++e) scores[e] = kNothing<Real>;
+  if (step.is_global) return {end, end, end};
+  const int64_t sink_end = clamped(step.sink - step.first_key, end);
+  return {sink_end, std::max(sink_end, clamped(place - step.window + 1 - step.first_key, end)), end};
+}
+
+/// scores [width] of a row become exp(score - maximum), 0 where hidden.
+template <class L, class Real>
+PRULONG_INLINE void softmax_row(const Seen& seen, Real* scores, int64_t width, Real* maximum, Real* sum) {
+  for (int64_t e = seen.sink_end; e < seen.window_begin; ++e) scores[e] = kNothing<Real>;
+  for (int64_t e = seen.end; e < width; ++e) scores[e] = kNothing<Real>;
 
   typename L::Type largest = L::load(scores);
   for (int64_t e = L::kCount; e < width; e += L::kCount) {
     const typename L::Type x = L::load(scores + e);
     largest = x > largest ? x : largest;
   }
-  const Real most = reduced<L, true>(largest);
+  Real most = reduced<L, true>(largest);
+  if (most == kNothing<Real>) {  // or there are NaNs, which no comparison finds
+    for (int64_t e = 0; e < width; ++e) most += scores[e];
+  }
   *maximum = most;
-  if (most == kNothing<Real>) return;
+  *sum = 0;
+  if (most == kNothing<Real>) return std::fill(scores, scores + width, Real{});
   typename L::Type sums = {};
   for (int64_t e = 0; e < width; e += L::kCount) {
     const typename L::Type p = exponential_of(L::load(scores + e) - most);
@@ -206,6 +215,24 @@ PRULONG_INLINE void softmax_row(const PageStep<Real>& step, int64_t place, Real*
     sums += p;
   }
   *sum = reduced<L, false>(sums);
+}
+
+/// A row's product with the values once more if what it does not see spoilt it: 0 times NaN or infinity is NaN.
+template <class L, class Real>
+PRULONG_INLINE void mend_row(const PageStep<Real>& step, const Seen& seen, const Real* weights, Real* out) {
+  if (seen.sink_end == seen.window_begin && seen.end == step.entries) return;
+  const int64_t columns = padded_columns(step.dim);
+  typename L::Type zeros = {};
+  for (int64_t c = 0; c < columns; c += L::kCount) zeros += L::load(out + c) * Real{};
+  if (reduced<L, false>(zeros) == 0) return;
+  for (int64_t c = 0; c < columns; c += L::kCount) {
+    typename L::Type sum = {};
+    for (int64_t e = 0; e < seen.end; ++e) {
+      if (e >= seen.sink_end && e < seen.window_begin) continue;
+      sum = multiply_add(sum, weights[e] - typename L::Type{}, L::load(step.values + e * columns + c));
+    }
+    L::store(sum, out + c);
+  }
 }
 
 template <class Real>
@@ -218,11 +245,12 @@ struct AttendPage {
     Real* const scores = scratch + step.dim * width;
     transpose_keys<L>(step, columns, width);
     multiply<L, Real>({step.queries, step.dim, columns, width, scores, step.dim}, step.rows, width);
+    const auto seen = [&](int64_t r) { return seen_from(step, step.first_place + r / step.group); };
     for (int64_t r = 0; r < step.rows; ++r) {
-      softmax_row<L>(step, step.first_place + r / step.group, scores + r * width, width, result.maximum + r,
-                     result.sum + r);
+      softmax_row<L>(seen(r), scores + r * width, width, result.maximum + r, result.sum + r);
     }
     multiply<L, Real>({scores, width, step.values, dim, result.out, step.entries}, step.rows, dim);
+    for (int64_t r = 0; r < step.rows; ++r) mend_row<L>(step, seen(r), scores + r * width, result.out + r * dim);
   }
 };
 
@@ -261,18 +289,19 @@ struct MergePage {
 }  // namespace
 
 template <class Real>
-void attend_page(const PageStep<Real>& step, Real* scratch, const PageSoftmax<Real>& result) {
-  run_kernel<AttendPage<Real>>(widest_isa(), step, scratch, result);
+void attend_page(Isa isa, const PageStep<Real>& step, Real* scratch, const PageSoftmax<Real>& result) {
+  run_kernel<AttendPage<Real>>(isa, step, scratch, result);
 }
 
 template <class Real>
-void merge_page(const PageSoftmax<Real>& page, const PageSoftmax<Real>& total, bool first, int64_t rows, int64_t dim) {
-  run_kernel<MergePage<Real>>(widest_isa(), page, total, first, rows, padded_columns(dim));
+void merge_page(Isa isa, const PageSoftmax<Real>& page, const PageSoftmax<Real>& total, bool first, int64_t rows,
+                int64_t dim) {
+  run_kernel<MergePage<Real>>(isa, page, total, first, rows, padded_columns(dim));
 }
 
-template void attend_page(const PageStep<float>&, float*, const PageSoftmax<float>&);
-template void attend_page(const PageStep<double>&, double*, const PageSoftmax<double>&);
-template void merge_page(const PageSoftmax<float>&, const PageSoftmax<float>&, bool, int64_t, int64_t);
-template void merge_page(const PageSoftmax<double>&, const PageSoftmax<double>&, bool, int64_t, int64_t);
+template void attend_page(Isa, const PageStep<float>&, float*, const PageSoftmax<float>&);
+template void attend_page(Isa, const PageStep<double>&, double*, const PageSoftmax<double>&);
+template void merge_page(Isa, const PageSoftmax<float>&, const PageSoftmax<float>&, bool, int64_t, int64_t);
+template void merge_page(Isa, const PageSoftmax<double>&, const PageSoftmax<double>&, bool, int64_t, int64_t);
 
 }  // namespace prulong

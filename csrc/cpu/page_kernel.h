@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "csrc/tile.h"
+#include "csrc/cpu/isa.h"
 
 // Attention over a cache page by page, on the calling thread. The page is the unit of arithmetic: each gives a row a
 // softmax of its own over the entries that the row sees, and a row merges those of its pages in order. So a row's
@@ -35,19 +35,22 @@ struct PageStep {
 /// A page's softmax, of every row.
 template <class Real>
 struct PageSoftmax {
-  Real* out;      ///< [rows, padded_columns(dim)]: sum of exp(score - maximum) * value
-  Real* maximum;  ///< [rows]: -infinity for a row that sees none of the entries; its other results are nothing then
-  Real* sum;      ///< [rows]: sum of exp(score - maximum)
+  Real* out;  ///< [rows, padded_columns(dim)]: sum of exp(score - maximum) * value
+  Real*
+      maximum;  ///< [rows]: -infinity for a row that sees no entry, or none with a score above that; its sum is 0 then
+  Real* sum;    ///< [rows]: sum of exp(score - maximum)
 };
 
 /// Numbers that attend_page needs as scratch.
 constexpr int64_t page_scratch(int64_t rows, int64_t dim, int64_t page) { return (rows + dim) * padded_columns(page); }
 
+/// Entries that a row does not see do not reach its results, NaN and infinity included.
 template <class Real>
-void attend_page(const PageStep<Real>& step, Real* scratch, const PageSoftmax<Real>& result);
+void attend_page(Isa isa, const PageStep<Real>& step, Real* scratch, const PageSoftmax<Real>& result);
 
 /// Merges a page's softmax into that of the pages before it. `first`: there are none, so `total` holds nothing yet.
 template <class Real>
-void merge_page(const PageSoftmax<Real>& page, const PageSoftmax<Real>& total, bool first, int64_t rows, int64_t dim);
+void merge_page(Isa isa, const PageSoftmax<Real>& page, const PageSoftmax<Real>& total, bool first, int64_t rows,
+                int64_t dim);
 
 }  // namespace prulong

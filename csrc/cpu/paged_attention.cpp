@@ -166,7 +166,8 @@ class Worker {
         next_values = place(call_.a.v_pages, tile_->page(index + 1));
       }
     }
-    attend_page<Real>({.queries = queries_.data(),
+    attend_page<Real>(widest_isa(),
+                      {.queries = queries_.data(),
                        .keys = converted(k, keys_, entries, call_.dim),
                        .values = converted(v, values_, entries, columns_),
                        .rows = rows_,
@@ -188,7 +189,7 @@ class Worker {
   void merge(int64_t begin, int64_t end, const PageSoftmax<Real>& total) {
     for (int64_t i = begin; i < end; ++i) {
       step(i, one_.at(0));
-      merge_page<Real>(one_.at(0), total, i == 0, rows_, call_.dim);
+      merge_page<Real>(widest_isa(), one_.at(0), total, i == 0, rows_, call_.dim);
     }
   }
 
@@ -262,14 +263,16 @@ void attend_cut(const Call<Stored>& call, int64_t workers) {
   at::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
     for (int64_t w = begin; w < end; ++w) {
       Worker<Stored, Real> worker(call);
+      Partials<Real> whole;
       for (const Part& part : shares[static_cast<size_t>(w)]) {
         const Tile& tile = call.tiles[part.tile];
         worker.take(tile);
         if (part.begin == 0) {
-          Partials<Real>& total = totals[part.tile];
+          const bool is_whole = part.end == tile.pages();
+          Partials<Real>& total = is_whole ? whole : totals[part.tile];
           total.reserve(1, worker.rows(), worker.columns());
           worker.merge(0, part.end, total.at(0));
-          if (part.end == tile.pages()) worker.write(total.at(0));
+          if (is_whole) worker.write(total.at(0));
           continue;
         }
         Rest& rest = rests[static_cast<size_t>(w)].emplace_back(Rest{part, {}});
@@ -285,7 +288,7 @@ void attend_cut(const Call<Stored>& call, int64_t workers) {
       worker.take(tile);
       const PageSoftmax<Real> total = totals[rest.part.tile].at(0);
       for (int64_t i = rest.part.begin; i < rest.part.end; ++i) {
-        merge_page<Real>(rest.pages.at(i - rest.part.begin), total, false, worker.rows(), call.dim);
+        merge_page<Real>(widest_isa(), rest.pages.at(i - rest.part.begin), total, false, worker.rows(), call.dim);
       }
       if (rest.part.end == tile.pages()) worker.write(total);
     }
@@ -311,7 +314,7 @@ void attend_as(const PageLists& lists, const PagedArguments& a, const at::Tensor
   if (call.tiles.empty()) return;
   const int64_t workers = at::in_parallel_region() ? 1 : at::get_num_threads();
   // Tiles of one query leave small results, so cutting them costs little; there are eight a worker of the larger ones.
-  const bool small = call.tiles.front().tokens == 1;
+  const bool small = std::ranges::all_of(call.tiles, [](const Tile& tile) { return tile.tokens == 1; });
   if (workers > 1 && small) {
     attend_cut<Stored, Real>(call, workers);
   } else {

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""append_kv and paged_attention against direct attention in float64, on every device present."""
+"""paged_attention against direct attention in float64, on every device present."""
 
 import math
+import random
 from dataclasses import dataclass
 
 import pytest
 import torch
 
 import prulong  # noqa: F401  (loads the operators)
-from prulong.ops import append_kv, masked_attention, paged_attention
+from prulong.ops import masked_attention, paged_attention
 
-OPS = torch.ops.prulong
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 
@@ -94,7 +94,37 @@ def queries(rows, heads, head_dim, dtype=torch.float64, seed=1):
     return torch.randn(sum(rows), heads, head_dim, generator=generator, dtype=torch.float64).to(dtype)
 
 
-# (rows, lengths [B][Hkv], group, head_dim, page, sink, window)
+def run(q, cache, is_global, rows, sink, window, scale=None, device="cpu"):
+    """paged_attention of queries [T, Hq, D] on any device."""
+    flags = torch.tensor(is_global, device=device)
+    return paged_attention(
+        q.to(device), *cache.to(device).tensors, flags, bounds_of(rows, device), max([*rows, 1]),
+        sink=sink, window=window, scale=scale,
+    )  # fmt: skip
+
+
+def check(q, cache, is_global, rows, sink, window, device="cpu"):
+    """Against the reference in float64; the error of plain PyTorch in q's dtype is the measure of ours."""
+    dtype = q.dtype
+    args = (q, cache, is_global, rows, sink, window)
+    scale = 1 / math.sqrt(q.shape[2])
+    want = reference(*args, scale)
+    plain = reference(*args, scale, dtype=dtype)
+    got = run(*args, device=device)
+    assert got[0].dtype == dtype and got[0].shape == q.shape and got[0].is_contiguous()
+    assert got[1].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert got[1].shape == (q.shape[1], q.shape[0])
+    for a, b, c in zip(got, want, plain):
+        a, c = a.cpu().double(), c.double()
+        assert a.isfinite().all()
+        if b.numel() == 0:
+            continue
+        floor = {torch.float64: 1e-12, torch.float32: 2e-6}.get(dtype, torch.finfo(dtype).eps / 2)
+        assert (a - b).abs().max() <= 2 * (c - b).abs().max() + floor * (1 + b.abs().max())
+
+
+# (rows, lengths [B][Hkv], group, head_dim, page, sink, window): sequences without rows, entries or both, windows and
+# sinks larger than the sequence, windows of one, sinks of none and of several pages.
 CASES = [
     ([1], [[1]], 1, 8, 1, 0, 1),
     ([3], [[3, 9]], 1, 17, 1, 2, 3),
@@ -103,33 +133,123 @@ CASES = [
     ([0, 7, 0, 2], [[0, 0], [300, 7], [9, 9], [2, 131]], 4, 128, 128, 5, 1000),
     ([130], [[130, 391]], 2, 64, 32, 0, 1),
     ([0], [[5, 0]], 2, 8, 4, 1, 1),
-    ([], [], 2, 8, 4, 1, 1),
+    ([700], [[700, 1900]], 2, 16, 64, 100, 65),
 ]
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("case", [c for c in CASES if c[1]], ids=str)
-def test_paged_attention_matches_the_reference(case, dtype, device):
+def kinds(heads):
+    return [True] * heads, [False] * heads, [h % 2 == 0 for h in range(heads)]
+
+
+def cpu_has_double(device, dtype):
     if device == "cuda" and dtype == torch.float64:
         pytest.skip("float64 is CPU only")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_paged_attention_matches_the_reference(case, dtype, device):
+    cpu_has_double(device, dtype)
     rows, lengths, group, head_dim, page, sink, window = case
     heads = len(lengths[0])
     cache = make_cache(lengths, head_dim, page, dtype)
     q = queries(rows, heads * group, head_dim, dtype)
-    scale = 1 / math.sqrt(head_dim)
-    for flags in ([True] * heads, [False] * heads, [h % 2 == 0 for h in range(heads)]):
-        args = (flags, rows, sink, window, scale)
-        want, want_lse = reference(q, cache, *args)
-        plain, plain_lse = reference(q, cache, *args, dtype=dtype)
-        out, lse = paged_attention(
-            q.to(device), *cache.to(device).tensors, torch.tensor(flags, device=device), bounds_of(rows, device),
-            max([*rows, 1]), sink=sink, window=window,
-        )
-        assert out.dtype == dtype and lse.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-        for a, b, c in ((out, want, plain), (lse, want_lse, plain_lse)):
-            a, c = a.cpu().double(), c.double()
-            assert a.isfinite().all()
-            if b.numel() == 0:
-                continue
-            floor = {torch.float64: 1e-12, torch.float32: 2e-6}.get(dtype, torch.finfo(dtype).eps / 2)
-            assert (a - b).abs().max() <= 2 * (c - b).abs().max() + floor * (1 + b.abs().max())
+    for flags in kinds(heads):
+        check(q, cache, flags, rows, sink, window, device)
+
+
+@pytest.mark.parametrize("head_dim", [1, 8, 17, 64, 80, 128, 192])
+@pytest.mark.parametrize("page", [1, 2, 16, 32, 64, 100, 128])
+def test_head_dims_and_pages(head_dim, page, device):
+    """All together, and every ratio of query heads to key heads and 1 to 16 rows among them."""
+    group, rows = 1 + (head_dim + page) % 8, [1 + (3 * head_dim + page) % 16, 2]
+    lengths = [[rows[0] + 150, rows[0] + 31], [2, 290]]
+    cache = make_cache(lengths, head_dim, page, torch.float32, seed=head_dim)
+    check(queries(rows, 2 * group, head_dim, torch.float32), cache, [True, False], rows, page + 1, 37, device)
+
+
+@pytest.mark.parametrize("group", range(1, 9))
+@pytest.mark.parametrize("rows", range(1, 17))
+def test_groups_and_rows(group, rows, device):
+    cache = make_cache([[rows + 50, rows]], 24, 16, torch.float32, seed=group)
+    check(queries([rows], 2 * group, 24, torch.float32), cache, [False, True], [rows], 3, 9, device)
+
+
+def test_many_rows(device):
+    cache = make_cache([[3000, 3300]], 16, 64, torch.float32)
+    check(queries([3000], 4, 16, torch.float32), cache, [True, False], [3000], 70, 400, device)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_shapes(seed, device):
+    """Twenty cases a seed."""
+    draw = random.Random(seed)
+    for n in range(20):
+        heads, group = draw.randint(1, 4), draw.randint(1, 8)
+        head_dim, page = draw.randint(1, 40), draw.choice([1, 2, 3, 8, 16, 17, 32, 64])
+        rows = [draw.choice([0, 1, 1, 2, draw.randint(1, 40)]) for _ in range(draw.randint(1, 5))]
+        lengths = [[n + draw.choice([0, 0, 1, draw.randint(0, 100)]) for _ in range(heads)] for n in rows]
+        sink, window = draw.choice([0, 1, draw.randint(0, 150)]), draw.choice([1, 2, draw.randint(1, 150), 2**62])
+        dtype = draw.choice(DTYPES[device == "cuda" :])
+        cache = make_cache(lengths, head_dim, page, dtype, seed=100 * seed + n)
+        q = queries(rows, heads * group, head_dim, dtype, seed=n)
+        check(q, cache, [draw.random() < 0.5 for _ in range(heads)], rows, sink, window, device)
+
+
+def test_no_sequences(device):
+    cache = make_cache([[5, 5]], 8, 4, torch.float32)
+    none = Cache(cache.k_pages, cache.v_pages, cache.table[:0], cache.lengths[:0], [], [])
+    out, lse = run(torch.zeros(0, 4, 8), none, [True, False], [], 1, 1, device=device)
+    assert out.shape == (0, 4, 8) and lse.shape == (4, 0)
+
+
+def test_strided_arguments(device):
+    """Slices of a fused projection, every other head and token, lists and kinds with gaps."""
+    rows, lengths = [9, 2], [[30, 12], [70, 2]]
+    cache = make_cache(lengths, 16, 8, torch.float32)
+    whole = queries([22], 12, 16, torch.float32)
+    q = whole[::2, 2:10:2]
+    assert not q.is_contiguous()
+    want = run(q.contiguous(), cache, [True, False], rows, 3, 5, device=device)
+    apart = lambda x: x.to(device).repeat_interleave(2, -1)[..., ::2]  # noqa: E731
+    got = paged_attention(
+        whole.to(device)[::2, 2:10:2], cache.k_pages.to(device), cache.v_pages.to(device), apart(cache.table),
+        apart(cache.lengths), apart(torch.tensor([True, False])), apart(bounds_of(rows)), 9, sink=3, window=5,
+    )  # fmt: skip
+    assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_equals_masked_attention(dtype, device):
+    """To rounding, with the lists as documents."""
+    rows, lengths = [5, 64, 1], [[200, 200], [64, 64], [129, 129]]
+    cache = make_cache(lengths, 64, 32, dtype)
+    q = queries(rows, 6, 64, dtype)
+    k, v = (torch.cat([torch.stack(x, 1) for x in whole]).to(device, dtype) for whole in (cache.k, cache.v))
+    bounds = [bounds_of(x, device) for x in (rows, [n for n, _ in lengths])]
+    for flags in kinds(2):
+        got = run(q, cache, flags, rows, 4, 50, device=device)
+        kinds_of = torch.tensor(flags, device=device)
+        want = masked_attention(q.to(device), k, v, kinds_of, *bounds, 64, 200, sink=4, window=50)
+        tolerance = 2e-6 if dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(got[0], want[0], rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(got[1], want[1], rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-3)
+
+
+@pytest.mark.parametrize("scale", [-0.3, 0.0, 200.0, 3000.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_any_finite_scale(dtype, scale, device):
+    """Also those whose scores' exponentials overflow."""
+    cpu_has_double(device, dtype)
+    rows, lengths = [40, 1], [[70, 40], [1, 300]]
+    cache = make_cache(lengths, 64, 16, dtype)
+    q = queries(rows, 4, 64, dtype)
+    want, want_lse = reference(q, cache, [True, False], rows, 5, 20, scale)
+    out, lse = run(q, cache, [True, False], rows, 5, 20, scale, device)
+    # Scores up to about 1e5 keep an absolute error of 1e-2 in float32.
+    tolerance = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2}[dtype]
+    if dtype != torch.float64 and scale > 1:
+        tolerance = max(tolerance, scale * 1e-4)
+    torch.testing.assert_close(out.cpu().double(), want, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(lse.cpu().double(), want_lse, rtol=1e-5, atol=max(1e-4, scale * 64 * 2**-24))
