@@ -10,10 +10,9 @@ namespace prulong::kernels::backward {
 
 /// A consumer warpgroup: keys 64 `group` and on of every item.
 ///
-/// In a step's products, S^T = K Q^T, dP^T = V dO^T, dV += P^T dO, dK += dS^T Q, dQ = dS K, the next step's S^T comes
-/// before this step's dQ leaves the registers, so the tensor cores have work while exponentials are computed and while
-/// dQ is written. All but dQ are done for one part of 64 queries after another. dQ needs the keys of both warpgroups;
-/// each computes 64 x 64 of it.
+/// A step's products are S^T = K Q^T, dP^T = V dO^T, dV += P^T dO, dQ = dS K, dK += dS^T Q, in this order: exponentials
+/// are computed under dP, dS under dV, and dQ leaves the registers under dK. All but dQ are done for one part of 64
+/// queries after another. dQ needs the keys of both warpgroups; each computes 64 x 64 of it.
 template <class Shape>
 class Consumer {
  public:
@@ -170,7 +169,8 @@ class Consumer {
     }
   }
 
-  /// Begins a step's sums dV and dK and leaves its dS. Scores of the first part are still on their way.
+  /// Begins a step's sums dV, and dK but for the last part, and leaves its dS. Scores of the first part are still on
+  /// their way.
   PRULONG_DEVICE void visit_parts(Scores (&s)[kParts], Weights& p, Weights& ds, float scale) {
     wait(barriers_.o_full(ring_.stage()), ring_.parity());
     const Step step = load_shared<Step>(memory_ + Shape::kSteps + ring_.stage() * 16);
@@ -195,6 +195,7 @@ class Consumer {
       differentiate(dp, s[part], part);
       pack_weights(ds, dp);
       store_scores(ds, part);
+      if (part + 1 == kParts) return;
       begin_matrices(ds, dk_);
       accumulate(dk_, ds, q_tile(part));
     }
@@ -213,18 +214,25 @@ class Consumer {
       sync_named(kScoresBarrier, 2 * kWarpgroupThreads);
 
       Accumulator<64> dq;
-      begin_matrices(dq);
+      begin_matrices(dq, ds, dk_);
       multiply_scores(dq);
+      accumulate(dk_, ds, q_tile(kParts - 1));
       scores_slot_ ^= 1;
-      wait_matrices<0>(p, dv_, ds, dk_, dq);
-      release(barriers_.empty(ring_.stage()));
-      ring_.advance();
-      if (--steps == 0) {
-        hand_over(dq);
-        return;
-      }
-      multiply_queries(s);
+      wait_matrices<1>(p, dv_, dq);
       hand_over(dq);
+      const Shared empty = barriers_.empty(ring_.stage());
+      ring_.advance();
+      const bool ends = --steps == 0;
+      if (ends || !Shape::kScoresUnderKeys) {
+        wait_matrices<0>(ds, dk_);
+        release(empty);
+        if (ends) return;
+        multiply_queries(s);
+      } else {
+        multiply_queries(s);
+        wait_matrices<kParts>(ds, dk_);
+        release(empty);
+      }
     }
   }
 

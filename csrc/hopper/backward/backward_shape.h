@@ -17,6 +17,8 @@ struct BackwardShape {
   static constexpr int kProducerRegisters = 24;
   static constexpr int kConsumerRegisters = 240;
   static constexpr int kStages = kDim == 128 ? 3 : 2;  // of Q and dO each
+  /// The next step's scores are issued while dK is summed. Head dim 128 has too few registers for that (C7512).
+  static constexpr bool kScoresUnderKeys = kDim == 64;
 
   // Panels of 64 columns, 128 bytes a row.
   static constexpr int kPanels = kDim / 64;      // of K, V, Q and dO

@@ -22,6 +22,7 @@ namespace prulong::kernels::device {
 ///   wait_matrices<n>(fragments);    at most n latest groups are still running; from here on the given fragments, all
 ///   of
 ///                                   older groups, may be touched again, and shared memory that those read be reused
+///   settle(value);                  between two waits: what `value` depends on is computed before the second one
 
 #if !PRULONG_ON_DEVICE
 namespace emulation {
@@ -150,6 +151,14 @@ PRULONG_DEVICE void wait_matrices(Fragments&... fragments) {
   (detail::pin(fragments), ...);
 }
 
+/// ptxas moves a wait before all arithmetic that needs none of its products, but not past a branch: here is one on the
+/// bits of `value`, which seldom are all ones; if they are, nothing but a moment is lost.
+PRULONG_DEVICE void settle(float value) {
+  asm volatile(
+      "{\n .reg .pred p;\n setp.eq.u32 p, %0, 0xffffffff;\n @p nanosleep.u32 20;\n}\n" ::"r"(__float_as_uint(value))
+      : "memory");
+}
+
 /// d = a b, or d += a b if `accumulate`; A and B in shared memory.
 template <ElementType kType, Major kMajorA, Major kMajorB, int kColumns>
 PRULONG_DEVICE void multiply(Accumulator<kColumns>& d, Descriptor a, Descriptor b, bool accumulate) {
@@ -194,6 +203,7 @@ void begin_matrices(Fragments&... fragments) {
   emulation::begin_matrices(views.data(), views.size());
 }
 void commit_matrices(PRULONG_SITE_ONLY);
+inline void settle(float) {}
 template <int kPending, class... Fragments>
 void wait_matrices(Fragments&... fragments) {
   const std::array<emulation::FragmentView, sizeof...(Fragments)> views = {emulation::view(fragments)...};

@@ -94,8 +94,8 @@ class Consumer {
     commit_matrices();
   }
 
-  /// The step's scores to weights, still as floats. Returns whether sums need a correction.
-  PRULONG_DEVICE bool weigh() {
+  /// Masks the step's scores and takes them in. Returns whether sums need a correction.
+  PRULONG_DEVICE bool take_scores() {
     const int first_key = block_ * kKeyBlock;
     const Locality locality = a_.schedule.batch.locality;
     if (needs_mask(branch_, locality, {position_, position_ + 64}, {first_key, first_key + kKeyBlock})) {
@@ -103,11 +103,11 @@ class Consumer {
       mask_scores(scores_, {key_limits(branch_, locality, position), key_limits(branch_, locality, position + 8)},
                   first_key);
     }
-    const bool corrects = softmax_.take(scores_, a_.scale);
-    softmax_.weigh(scores_, a_.scale);
-    return corrects;
+    return softmax_.take(scores_, a_.scale);
   }
-  PRULONG_DEVICE void pack_weights() {
+  /// The scores taken last to weights.
+  PRULONG_DEVICE void weigh() {
+    softmax_.weigh(scores_, a_.scale);
     PRULONG_UNROLL
     for (int s = 0; s < kKeyBlock / 16; ++s) {
       PRULONG_UNROLL
@@ -139,8 +139,8 @@ class Consumer {
     multiply_keys();
     wait_matrices<0>(scores_);
     release_keys();
-    weigh();  // nothing is summed yet
-    pack_weights();
+    take_scores();  // nothing is summed yet
+    weigh();
     while (--left_ > 0) {
       advance_block();
       wait(barriers_.k_full(k_.stage()), k_.parity());
@@ -153,11 +153,12 @@ class Consumer {
       pass_turn();
       wait_matrices<1>(scores_);
       release_keys();
-      const bool corrects = weigh();
+      const bool corrects = take_scores();
+      settle(softmax_.maximum[0] + softmax_.maximum[1]);  // the products end under the search for maxima
       wait_matrices<0>(sums_, weights_);
       release_values();
       if (corrects) softmax_.correct(sums_);
-      pack_weights();
+      weigh();
     }
     wait(barriers_.v_full(v_.stage()), v_.parity());
     begin_matrices(sums_, weights_);

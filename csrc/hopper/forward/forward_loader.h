@@ -65,18 +65,19 @@ class Loader {
 
   PRULONG_DEVICE void run() {
     const int count = query_item_count(a_.schedule);
-    for (int fetched = fetch(), next; (next = shuffle(fetched, 0)) < count;) {
-      fetched = fetch();  // early: the answer takes a while
-      load(query_item<Shape::kPaged>(a_.schedule, next));
-    }
+    fetch();
+    for (int next; (next = shuffle(fetched_, 0)) < count;) load(query_item<Shape::kPaged>(a_.schedule, next));
     load_owed();
     publish({}, {}, {});
     if (leads_) arrive(barriers_.q_full(q_.stage()));
   }
 
  private:
-  /// The next item's index, in the leading lane.
-  PRULONG_DEVICE int fetch() const { return leads_ ? fetch_add(&a_.schedule.state->next_query, 1) : 0; }
+  /// Takes the next item's index, in the leading lane. A step before it is needed, as the answer takes a while, and not
+  /// earlier: the longest items come first, and who is done first shall take the next.
+  PRULONG_DEVICE void fetch() {
+    if (leads_) fetched_ = fetch_add(&a_.schedule.state->next_query, 1);
+  }
 
   /// Waits for a place for an item's query tile and tells the consumers what to do with it.
   PRULONG_DEVICE void publish(WorkHead head, WorkRows rows, WorkSteps steps) {
@@ -104,12 +105,16 @@ class Loader {
       arrive(barriers_.q_full(q_.stage()));
     }
     q_.advance();
+    if (steps == 0) fetch();
     const int head = Shape::kPaged ? 0 : item.kv_head;
     int next_row = steps > 0 ? row_of(item, blocks.at(item.steps.begin)) : 0;
     for (int step = item.steps.begin; step < item.steps.end; ++step) {
       const int first_key = blocks.at(step) * kKeyBlock, row = next_row;
-      if (step + 1 < item.steps.end)
+      if (step + 1 < item.steps.end) {
         next_row = row_of(item, blocks.at(step + 1));  // early: a page's number takes a while
+      } else {
+        fetch();
+      }
       wait(barriers_.k_empty(k_.stage()), k_.parity() ^ 1);
       load_tile(memory_ + Shape::kK + k_.stage() * Shape::kKeyBytes, a_.k, barriers_.k_full(k_.stage()),
                 Shape::kKeyPanel, row, head, true);
@@ -173,6 +178,7 @@ class Loader {
   Ring<2> q_;
   Ring<Shape::kStages> k_, v_;
   int mend_parity_ = 0;
+  int fetched_ = 0;
   struct {
     int row, head;
     int valid;  // rows of the document; 0: nothing is owed
