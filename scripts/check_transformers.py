@@ -46,7 +46,7 @@ def install(version: str, folder: Path) -> None:
 def packages(folder: Path) -> dict:
     code = f"from importlib.metadata import version\nfor name in {PACKAGES}: print(name, version(name))"
     done = bench_record.run(sys.executable, "-c", code, env=environment(folder), capture_output=True, text=True)
-    return dict(line.split() for line in done.stdout.splitlines())
+    return dict(line.split() for line in done.stdout.split("\n") if line)
 
 
 def test(folder: Path, report: Path) -> dict:

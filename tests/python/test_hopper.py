@@ -202,6 +202,7 @@ class Paged:
 
     def __init__(self, lengths, queries, group=4, head_dim=128, dtype=torch.bfloat16, flags=None, sink=100, window=200, places=0):
         kv_heads = len(lengths[0])
+        assert all(n == 0 or n >= new for heads, new in zip(lengths, queries) for n in heads), "entries include the new tokens"
         self.queries, self.group, self.locality = queries, group, dict(sink=sink, window=window)
         self.flags = torch.tensor(flags or [h % 2 == 0 for h in range(kv_heads)])
         count = [[-(-n // 128) for n in heads] for heads in lengths]
@@ -335,7 +336,7 @@ def test_wrong_paged_data_give_nan():
 
 def test_repeated_decoding_has_the_same_bits():
     torch.manual_seed(0)
-    cache = Paged([[9000, 700, 64, 5000], [4000, 1, 333, 129]], [1, 5])
+    cache = Paged([[9000, 700, 64, 5000], [4000, 5, 333, 129]], [1, 5])
     first = cache.attend()
     cache.check(*first)
     for n in range(int(os.environ.get("PRULONG_REPEAT", 20))):
