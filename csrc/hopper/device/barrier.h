@@ -21,7 +21,8 @@ PRULONG_DEVICE void wait(Shared barrier, int parity PRULONG_SITE);
 
 // --- Barriers by number: 1 to 15; number 0 is sync_cta's.
 
-/// Waits until `threads` threads (a multiple of 32), those that only arrive included, are at the barrier.
+/// Waits until `threads` threads (a multiple of 32), those that only arrive included, are at the barrier. A warp arrives
+/// when all its lanes are here.
 PRULONG_DEVICE void sync_named(int number, int threads PRULONG_SITE);
 PRULONG_DEVICE void arrive_named(int number, int threads PRULONG_SITE);
 PRULONG_DEVICE void sync_cta(PRULONG_SITE_ONLY);
@@ -57,6 +58,7 @@ PRULONG_DEVICE void sync_named(int number, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 PRULONG_DEVICE void arrive_named(int number, int threads) {
+  __syncwarp();  // unlike bar.sync, bar.arrive counts the whole warp as soon as its first lanes are here
   asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 PRULONG_DEVICE void sync_cta() { __syncthreads(); }
