@@ -21,8 +21,8 @@ PRULONG_DEVICE void wait(Shared barrier, int parity PRULONG_SITE);
 
 // --- Barriers by number: 1 to 15; number 0 is sync_cta's.
 
-/// Waits until `threads` threads (a multiple of 32), those that only arrive included, are at the barrier. A warp arrives
-/// when all its lanes are here.
+/// Waits until `threads` threads (a multiple of 32), those that only arrive included, are at the barrier. A warp
+/// arrives when all its lanes are here.
 PRULONG_DEVICE void sync_named(int number, int threads PRULONG_SITE);
 PRULONG_DEVICE void arrive_named(int number, int threads PRULONG_SITE);
 PRULONG_DEVICE void sync_cta(PRULONG_SITE_ONLY);

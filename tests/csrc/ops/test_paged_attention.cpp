@@ -147,8 +147,9 @@ TEST_CASE("what does not fit is refused, and nothing written") {
   const at::Tensor bad = c.table.clone();
   bad.select(0, 1).select(0, 1).fill_(static_cast<int64_t>(c.k_pages.size(0)));
   c.table = bad;
-  CHECK_THROWS_WITH(prulong::append_kv({c.k.neg(), c.v, c.k_pages, c.v_pages, bad, c.list_lengths, bounds_of(c.lengths)}),
-                    ContainsSubstring("append_kv: page_table must name pages in [0, 8), got 8 for sequence 1"));
+  CHECK_THROWS_WITH(
+      prulong::append_kv({c.k.neg(), c.v, c.k_pages, c.v_pages, bad, c.list_lengths, bounds_of(c.lengths)}),
+      ContainsSubstring("append_kv: page_table must name pages in [0, 8), got 8 for sequence 1"));
   CHECK(c.k_pages.nan_to_num().equal(before.nan_to_num()));
   CHECK_THROWS_WITH(prulong::paged_attention(c.arguments()),
                     ContainsSubstring("paged_attention: page_table must name pages in [0, 8), got 8 for sequence 1"));
