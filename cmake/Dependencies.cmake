@@ -39,6 +39,9 @@ target_compile_definitions(prulong_torch INTERFACE AT_PER_OPERATOR_HEADERS)
 # libstdc++ first: torch's libraries export an older std::filesystem of their own, whose remove_all crashes our programs.
 target_link_libraries(prulong_torch INTERFACE -lstdc++ ${TORCH_LIBRARIES})
 
+# Headers of the NCCL that this torch was built with: its communicators' options embed NCCL's.
+find_path(PRULONG_NCCL_INCLUDE nccl.h REQUIRED HINTS ${TORCH_INSTALL_PREFIX}/../nvidia/nccl/include)
+
 find_package(nlohmann_json REQUIRED)
 find_package(spdlog REQUIRED)
 find_package(cxxopts REQUIRED)

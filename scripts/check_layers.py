@@ -19,9 +19,10 @@ MAY_INCLUDE = {
     "csrc/hopper": {"csrc/elementwise"},
     "model": {"common", "common/config", "csrc"},
     "engine": {"common", "common/config", "csrc", "model"},
+    "parallel": {"common", "common/config", "csrc", "model"},
     "trainer/data": {"common", "common/config"},
-    "eval": {"common", "common/config", "csrc", "model", "engine", "trainer/data"},
-    "trainer": {"common", "common/config", "csrc", "model", "engine", "trainer/data", "eval"},
+    "eval": {"common", "common/config", "csrc", "model", "engine", "parallel", "trainer/data"},
+    "trainer": {"common", "common/config", "csrc", "model", "engine", "parallel", "trainer/data", "eval"},
     "python_bindings": {"common", "csrc", "model", "engine", "eval"},
 }
 # Kernels know no torch, so they cannot include what does; these files beside them are operators' code.
@@ -32,6 +33,8 @@ RESTRICTED = [
     ("torch in kernels", re.compile(r"(torch|ATen|c10)/"),
      lambda path: layer_of(path) not in ("csrc/elementwise", "csrc/hopper")),
     ("the whole of torch", re.compile(r"torch/(torch|extension|all)\.h"), lambda path: False),
+    ("c10d, gloo or NCCL", re.compile(r"torch/csrc/distributed/|gloo/|nccl"),
+     lambda path: path == "parallel/mesh.cpp" or path.startswith("parallel/standin/")),
     ("cxxopts", re.compile(r"cxxopts"), lambda path: path.endswith("_main.cpp")),
     ("spdlog", re.compile(r"spdlog/|fmt/"), lambda path: path == "common/run_log.cpp"),
     ("yaml-cpp", re.compile(r"yaml-cpp/"), lambda path: path == "common/config/config_io.cpp"),

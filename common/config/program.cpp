@@ -7,7 +7,12 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
+
+#include "common/launch.h"
+#include "common/quote.h"
 
 namespace prulong {
 namespace {
@@ -27,6 +32,14 @@ void prepare_process() {
   }
   ::signal(SIGPIPE, SIG_IGN);
   ::signal(SIGXFSZ, SIG_IGN);
+}
+
+void say_error(const char* name, const std::string& message) {
+  const std::string line = printable(message);
+  leave_reason(line);
+  const char* const local_rank = std::getenv("LOCAL_RANK");
+  if (local_rank && std::getenv("WORLD_SIZE") && std::strcmp(local_rank, "0") != 0) return;
+  std::fprintf(stderr, "%s: %s\n", name, line.c_str());
 }
 
 int finish_output(const char* name, int status) {

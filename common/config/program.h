@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <cstdio>
 #include <exception>
 #include <string>
 
 #include "common/error.h"
-#include "common/quote.h"
 
 namespace prulong {
 
@@ -20,6 +18,10 @@ void prepare_process();
 /// @returns `status`; 1 after the error.
 int finish_output(const char* name, int status);
 
+/// One line on standard error, and for torchrun (leave_reason). Processes that torchrun started together on a machine
+/// mostly fail alike: the first of them speaks.
+void say_error(const char* name, const std::string& message);
+
 /// The one place where a program's errors end: one line on standard error, and the exit status.
 /// @param UsageError  what the command-line library throws.
 /// @returns what `body` returns; 2 for a bad command line or configuration; 1 for any other failure.
@@ -29,14 +31,14 @@ int run_program(const char* name, Body body) {
   try {
     return finish_output(name, body());
   } catch (const ConfigError& error) {
-    std::fprintf(stderr, "%s: %s\n", name, error.what());
+    say_error(name, error.what());
     return 2;
   } catch (const UsageError& error) {
-    std::fprintf(stderr, "%s: %s; see --help\n", name, printable(error.what()).c_str());
+    say_error(name, error.what() + std::string("; see --help"));
     return 2;
   } catch (const std::exception& error) {
     const std::string what = error.what();  // torch adds a backtrace, line by line
-    std::fprintf(stderr, "%s: %s\n", name, printable(what.substr(0, what.find('\n'))).c_str());
+    say_error(name, what.substr(0, what.find('\n')));
     return 1;
   }
 }

@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: MIT
+#include "parallel/mesh.h"
+
+#include <ATen/ops/empty.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <mutex>
+#include <numeric>
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+#include <utility>
+
+#include "common/quote.h"
+#include "parallel/watch.h"
+
+namespace prulong {
+namespace {
+
+using StorePtr = c10::intrusive_ptr<c10d::Store>;
+
+constexpr std::chrono::milliseconds kBeat{500};
+/// The watch, which knows more, speaks before the libraries do.
+constexpr std::chrono::seconds kGrace{5};
+
+/// Threads that are made meanwhile leave signals to the main thread.
+class SignalsBlocked {
+ public:
+  SignalsBlocked() {
+    sigset_t all;
+    ::sigfillset(&all);
+    ::pthread_sigmask(SIG_SETMASK, &all, &before_);
+  }
+  ~SignalsBlocked() { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  SignalsBlocked(const SignalsBlocked&) = delete;
+  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
+
+ private:
+  sigset_t before_{};
+};
+
+std::string first_line(const std::exception& error) {
+  const std::string what = error.what();
+  return what.substr(0, what.find('\n'));
+}
+
+StorePtr open_store(const Launch& launch, bool serve, std::chrono::milliseconds timeout) {
+  c10d::TCPStoreOptions options;
+  options.port = launch.port;
+  options.isServer = serve;
+  options.waitWorkers = false;
+  options.timeout = timeout;
+  const std::string port = std::to_string(launch.port);
+  try {
+    return c10::make_intrusive<c10d::PrefixStore>("prulong/" + launch.attempt,
+                                                  c10::make_intrusive<c10d::TCPStore>(launch.address, options));
+  } catch (const std::exception& error) {
+    const std::string what = first_line(error);
+    if (serve && what.find("EADDRINUSE") != std::string::npos) {
+      throw Error("MASTER_PORT " + port + ": in use on this machine; choose another (torchrun --master-port)");
+    }
+    throw RankError("MASTER_ADDR " + launch.address + ", MASTER_PORT " + port + ": no answer: " + what);
+  }
+}
+
+class StoreBoard : public Board {
+ public:
+  explicit StoreBoard(StorePtr store) : store_(std::move(store)) {}
+  void set(const std::string& key, const std::string& text) override { store_->set(key, text); }
+  std::optional<std::string> get(const std::string& key) override {
+    if (!store_->check({key})) return std::nullopt;
+    return store_->get_to_str(key);
+  }
+  int64_t count(const std::string& key) override { return store_->add(key, 1); }
+
+ private:
+  StorePtr store_;
+};
+
+std::string names_of_missing(c10d::Store& store, const std::vector<std::string>& keys) {
+  std::string missing;
+  for (size_t r = 0; r < keys.size(); ++r) {
+    if (!store.check({keys[r]})) missing += (missing.empty() ? "rank " : ", rank ") + std::to_string(r);
+  }
+  return missing;
+}
+
+void meet(c10d::Store& store, const Launch& launch, std::chrono::milliseconds timeout) {
+  std::vector<std::string> keys;
+  for (int64_t r = 0; r < launch.size; ++r) keys.push_back("here/" + std::to_string(r));
+  try {
+    store.set(keys.at(static_cast<size_t>(launch.rank)), std::string("1"));
+    store.wait(keys, timeout);
+  } catch (const std::exception& error) {
+    const std::string missing = names_of_missing(store, keys);
+    throw RankError("rank " + std::to_string(launch.rank) + " waited " + std::to_string(timeout.count() / 1000) +
+                    " s for " + (missing.empty() ? "the others: " + first_line(error) : missing) +
+                    " to start; see what those say, or give them more time by parallel.timeout");
+  }
+}
+
+std::vector<int64_t> with_size(int64_t size, at::IntArrayRef rest) {
+  std::vector<int64_t> sizes = {size};
+  sizes.insert(sizes.end(), rest.begin(), rest.end());
+  return sizes;
+}
+
+}  // namespace
+
+struct Mesh::Store {
+  StorePtr store;
+};
+
+struct RankGroup::Links {
+  StorePtr store;
+  std::chrono::milliseconds timeout;
+  c10::intrusive_ptr<c10d::ProcessGroupGloo> gloo;
+  c10::intrusive_ptr<c10d::ProcessGroupNCCL> nccl;  // from the first tensor on a GPU on
+};
+
+RankGroup::RankGroup() = default;
+
+RankGroup::~RankGroup() {
+  if (links_ && links_->nccl) links_->nccl->shutdown();
+}
+
+/// Starts an operation on the library for the tensor's device, and waits for it.
+template <class Start>
+void RankGroup::run(const char* name, const at::Tensor& tensor, const Start& start) const {
+  try {
+    if (tensor.is_cuda() && !links_->nccl) {
+      const SignalsBlocked blocked;
+      auto options = c10d::ProcessGroupNCCL::Options::create();
+      options->timeout = links_->timeout;
+      links_->nccl = c10::make_intrusive<c10d::ProcessGroupNCCL>(links_->store, static_cast<int>(rank_),
+                                                                 static_cast<int>(size_), options);
+    }
+    c10d::Backend& library = tensor.is_cuda() ? static_cast<c10d::Backend&>(*links_->nccl) : *links_->gloo;
+    start(library)->wait();
+  } catch (const std::exception& error) {
+    throw RankError(std::string("the ranks' ") + name + " failed: " + first_line(error));
+  }
+}
+
+void RankGroup::all_reduce(const at::Tensor& tensor) const {
+  if (size_ == 1) return;
+  std::vector<at::Tensor> tensors = {tensor};
+  run("all_reduce", tensor, [&](c10d::Backend& library) { return library.allreduce(tensors); });
+  bytes_sent_ += static_cast<int64_t>(tensor.nbytes()) * 2 * (size_ - 1) / size_;
+}
+
+at::Tensor RankGroup::all_gather(const at::Tensor& part) const {
+  if (size_ == 1) return part.unsqueeze(0);
+  const at::Tensor output = at::empty(with_size(size_, part.sizes()), part.options());
+  at::Tensor from = part.contiguous().view(-1), to = output.view(-1);
+  run("all_gather", part, [&](c10d::Backend& library) { return library._allgather_base(to, from); });
+  bytes_sent_ += static_cast<int64_t>(from.nbytes()) * (size_ - 1);
+  return output;
+}
+
+at::Tensor RankGroup::reduce_scatter(const at::Tensor& parts) const {
+  TORCH_CHECK(parts.dim() > 0 && parts.size(0) == size_, "reduce_scatter: expected a part for each of ", size_,
+              " ranks, found shape ", parts.sizes());
+  if (size_ == 1) return parts[0];
+  const at::Tensor output = at::empty(parts.sizes().slice(1), parts.options());
+  at::Tensor from = parts.contiguous().view(-1), to = output.view(-1);
+  run("reduce_scatter", parts, [&](c10d::Backend& library) { return library._reduce_scatter_base(to, from); });
+  bytes_sent_ += static_cast<int64_t>(to.nbytes()) * (size_ - 1);
+  return output;
+}
+
+at::Tensor RankGroup::all_to_all(const at::Tensor& rows, const std::vector<int64_t>& sent,
+                                 const std::vector<int64_t>& received) const {
+  const auto count = static_cast<size_t>(size_);
+  TORCH_CHECK(rows.dim() > 0 && sent.size() == count && received.size() == count &&
+                  std::accumulate(sent.begin(), sent.end(), int64_t{0}) == rows.size(0),
+              "all_to_all: expected the rows of each of ", size_, " ranks, found ", rows.sizes(), " with counts of ",
+              sent.size(), " and ", received.size(), " ranks");
+  if (size_ == 1) return rows;
+  at::Tensor input = rows.contiguous();
+  at::Tensor output = at::empty(
+      with_size(std::accumulate(received.begin(), received.end(), int64_t{0}), rows.sizes().slice(1)), rows.options());
+  auto sizes_in = sent, sizes_out = received;
+  run("all_to_all", rows,
+      [&](c10d::Backend& library) { return library.alltoall_base(output, input, sizes_out, sizes_in); });
+  if (rows.size(0) > 0) {
+    const int64_t row_bytes = static_cast<int64_t>(input.nbytes()) / rows.size(0);
+    bytes_sent_ += row_bytes * (rows.size(0) - sent[static_cast<size_t>(rank_)]);
+  }
+  return output;
+}
+
+void RankGroup::broadcast(const at::Tensor& tensor, int64_t root) const {
+  if (size_ == 1) return;
+  std::vector<at::Tensor> tensors = {tensor};
+  c10d::BroadcastOptions options;
+  options.rootRank = root;
+  run("broadcast", tensor, [&](c10d::Backend& library) { return library.broadcast(tensors, options); });
+  if (rank_ == root) bytes_sent_ += static_cast<int64_t>(tensor.nbytes()) * (size_ - 1);
+}
+
+void RankGroup::barrier() const {
+  if (size_ == 1) return;
+  run("barrier", at::Tensor(at::empty({0})), [&](c10d::Backend& library) { return library.barrier(); });
+}
+
+Mesh::Mesh() : world_(std::make_shared<RankGroup>()), data_(world_), context_(std::make_shared<RankGroup>()) {}
+
+Mesh::Mesh(const Launch& launch, std::chrono::milliseconds timeout) : Mesh() {
+  launch_ = launch;
+  timeout_ = timeout;
+  if (launch.size == 1) return;
+  const SignalsBlocked blocked;
+  const bool serve = launch.rank == 0 && !launch.launcher_serves;
+  store_ = std::make_unique<Store>(open_store(launch, serve, timeout));
+  meet(*store_->store, launch, timeout);
+  world_ = data_ = connect("world", launch.rank, launch.size);
+  // A connection of its own: the first may be waiting while a rank shows that it lives.
+  watch_ = std::make_unique<Watch>(std::make_unique<StoreBoard>(open_store(launch, false, timeout)), launch.rank,
+                                   launch.size, timeout, kBeat, [this] {
+                                     end("no step within parallel.timeout, " +
+                                             std::to_string(timeout_.count() / 1000) + " s",
+                                         true, 1);
+                                   });
+}
+
+Mesh::~Mesh() = default;
+
+std::unique_ptr<Mesh> Mesh::from_environment(int64_t context, std::chrono::milliseconds timeout) {
+  auto mesh = std::make_unique<Mesh>(read_launch().value_or(Launch{}), timeout);
+  mesh->split(context);
+  return mesh;
+}
+
+void Mesh::split(int64_t context) {
+  const int64_t size = world_->size(), rank = world_->rank();
+  if (context < 1 || size % context != 0) {
+    throw ConfigError("parallel.context: expected a divisor of the number of ranks, which is " + std::to_string(size) +
+                      ", found " + std::to_string(context));
+  }
+  const SignalsBlocked blocked;
+  const auto alone = std::make_shared<RankGroup>();
+  const int64_t d = rank / context, c = rank % context, data = size / context;
+  context_ = context == 1   ? alone
+             : data == 1 ? world_
+                         : connect("context/" + std::to_string(d), c, context);
+  data_ = data == 1      ? alone
+          : context == 1 ? world_
+                         : connect("data/" + std::to_string(c), d, data);
+}
+
+std::shared_ptr<RankGroup> Mesh::connect(const std::string& name, int64_t rank, int64_t size) const {
+  auto group = std::make_shared<RankGroup>();
+  group->rank_ = rank;
+  group->size_ = size;
+  group->links_ = std::make_unique<RankGroup::Links>();
+  group->links_->store = c10::make_intrusive<c10d::PrefixStore>(name, store_->store);
+  group->links_->timeout = timeout_ + kGrace;
+  try {
+    group->links_->gloo = c10::make_intrusive<c10d::ProcessGroupGloo>(
+        group->links_->store, static_cast<int>(rank), static_cast<int>(size),
+        c10d::ProcessGroupGloo::Options::create_default(timeout_ + kGrace));
+  } catch (const std::exception& error) {
+    throw RankError("rank " + std::to_string(launch_.rank) + " cannot reach the other ranks: " + first_line(error) +
+                    "; on machines with several networks name the right one by GLOO_SOCKET_IFNAME");
+  }
+  return group;
+}
+
+int64_t Mesh::bytes_sent() const {
+  int64_t sum = world_->bytes_sent();
+  for (const auto& group : {data_, context_}) sum += group == world_ ? 0 : group->bytes_sent();
+  return sum;
+}
+
+void Mesh::enter(const std::string& place) const {
+  if (watch_) watch_->enter(place);
+}
+
+void Mesh::run(const std::string& program, const std::function<void()>& body) {
+  if (!watch_) return body();
+  program_ = program;
+  try {
+    body();
+    enter("end");
+    world_->barrier();
+  } catch (const RankError& error) {
+    end(error.what(), true, 1);
+  } catch (const ConfigError& error) {
+    end(error.what(), false, 2);
+  } catch (const std::exception& error) {
+    end(first_line(error), false, 1);
+  }
+}
+
+/// Without destructors: the libraries' wait for ranks that are gone.
+void Mesh::end(const std::string& reason, bool lost, int status) const {
+  static std::mutex once;  // the watching thread and the main thread may come here at the same time
+  once.lock();
+  const auto line = watch_->explain(reason, lost);
+  leave_reason(printable(line.value_or(reason)));
+  std::fflush(stdout);
+  if (line) {
+    std::fprintf(stderr, "%s: %s\n", program_.c_str(), printable(*line).c_str());
+    std::fflush(stderr);
+    watch_->explained();
+  }
+  ::_exit(status);
+}
+
+}  // namespace prulong
