@@ -7,9 +7,9 @@ import sys
 
 
 def command(ranks, *program, options=()):
-    """torchrun's command line for a program of ours. Its own port, so that tests may run side by side."""
+    """torchrun's command line for a program of ours. It chooses a free port."""
     return [sys.executable, "-m", "torch.distributed.run", "--no-python", "--nproc-per-node", str(ranks),
-            "--master-port", "0", *options, *map(str, program)]
+            "--standalone", *options, *map(str, program)]
 
 
 def environment():
