@@ -46,8 +46,8 @@ std::optional<Launch> read_launch() {
   if (launch.size == 1) return launch;
   launch.address = text_of("MASTER_ADDR");
   if (launch.address.empty()) {
-    throw ConfigError(std::string("environment variable MASTER_ADDR: expected the first machine's address, found nothing") +
-                      kRemedy);
+    throw ConfigError(
+        std::string("environment variable MASTER_ADDR: expected the first machine's address, found nothing") + kRemedy);
   }
   launch.port = static_cast<uint16_t>(number_of("MASTER_PORT", 1, std::numeric_limits<uint16_t>::max()));
   launch.launcher_serves = text_of("TORCHELASTIC_USE_AGENT_STORE") == "True";
@@ -61,7 +61,7 @@ void leave_reason(const std::string& message) {
   const nlohmann::json reason = {{"message", message},
                                  {"extraInfo", {{"timestamp", std::to_string(std::time(nullptr))}}}};
   std::ofstream(path) << nlohmann::json{{"message", reason}}.dump(-1, ' ', false,
-                                                                   nlohmann::json::error_handler_t::replace);
+                                                                  nlohmann::json::error_handler_t::replace);
 }
 
 }  // namespace prulong

@@ -110,10 +110,12 @@ void RunLog::warn(const std::string& message) {
 }
 
 void RunLog::progress(const Progress& p) {
+  const auto each = p.ranks == 1 ? "" : fmt::format(" ({:.0f} a rank)", p.tokens_per_s / static_cast<double>(p.ranks));
   const auto text = fmt::format(
-      "step {:>{}}/{}  loss {:.4f}  sparsity {:.3f} (target {:.3f})  lambda {:+.3f} {:+.3f}  {:.0f} tokens/s  {} left",
+      "step {:>{}}/{}  loss {:.4f}  sparsity {:.3f} (target {:.3f})  lambda {:+.3f} {:+.3f}  {:.0f} tokens/s{}  {} "
+      "left",
       p.step, std::to_string(p.steps).size(), p.steps, p.loss_nats, p.sparsity, p.sparsity_target, p.lambda_1,
-      p.lambda_2, p.tokens_per_s, format_seconds(p.seconds_left));
+      p.lambda_2, p.tokens_per_s, each, format_seconds(p.seconds_left));
   if (terminal_) {
     std::fprintf(stderr, "\r\033[K%s", text.c_str());
     line_open_ = true;

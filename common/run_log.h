@@ -23,6 +23,7 @@ struct Progress {
   double lambda_2 = 0;
   double tokens_per_s = 0;
   double seconds_left = 0;
+  int64_t ranks = 1;  ///< that make tokens_per_s together
 };
 
 /// A run's messages (console and `folder`/log.txt) and its measurements (`folder`/metrics.jsonl, and the same numbers

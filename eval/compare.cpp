@@ -120,8 +120,8 @@ double kv_kept(double local_fraction, int64_t sink, int64_t window, int64_t toke
   return local_fraction * local + (1 - local_fraction);
 }
 
-Comparison compare(const EvalConfig& config, const std::function<void(const std::string&)>& say) {
-  const Llama model = open_model(config.model);
+Comparison compare(const EvalConfig& config, const std::function<void(const std::string&)>& say, const Mesh& mesh) {
+  const Llama model = open_model(config.model, mesh.launch());
   if (const auto note = dtype_note(config.model, model)) say(*note);
   const auto source = open_sources(config.data, config.seq_len, 0, true, model.config().vocab_size);
   std::vector<Method> methods;
@@ -154,7 +154,7 @@ Comparison compare(const EvalConfig& config, const std::function<void(const std:
   for (Method& method : methods) {
     say("measuring: " + method.row.label);
     for (const HeadMask& mask : method.mask) {
-      method.row.results.push_back(evaluate(model, *source, 0, config.sequences, mask, true, kLossChunk));
+      method.row.results.push_back(evaluate(model, *source, 0, config.sequences, mask, true, kLossChunk, mesh));
     }
     comparison.rows.push_back(std::move(method.row));
   }

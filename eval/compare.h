@@ -35,8 +35,10 @@ double kv_kept(double local_fraction, int64_t sink, int64_t window, int64_t toke
 
 /// Measures every configured method on the same sequences.
 /// @param say  called before each method with a line for the user.
+/// @param mesh  whose ranks share the sequences; all get the comparison.
 /// @throws Error naming the pattern, model or data that does not fit.
-Comparison compare(const EvalConfig& config, const std::function<void(const std::string&)>& say);
+Comparison compare(const EvalConfig& config, const std::function<void(const std::string&)>& say,
+                   const Mesh& mesh = Mesh());
 
 /// The comparison as a table for people, and as JSON with the configuration, versions and machine.
 std::string comparison_table(const std::vector<MethodResult>& rows);

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "model/llama.h"
+#include "parallel/mesh.h"
 #include "trainer/data/source.h"
 
 namespace prulong {
@@ -22,8 +23,10 @@ struct EvalResult {
 /// @param first, count  which sequences of the source.
 /// @param answers_only  measure the loss on answer tokens alone: the cheap way when only recall is asked for.
 /// @param loss_chunk    rows of logits that exist at one time.
-/// @throws Stopped when a stop is requested.
+/// @param mesh          whose ranks share the sequences; all of them get the result, the same to the bit for any number
+///                      of ranks whose passes are.
+/// @throws Stopped when a stop is requested of any rank.
 EvalResult evaluate(const Llama& model, const Source& source, int64_t first, int64_t count, const HeadMask& mask,
-                    bool answers_only, int64_t loss_chunk);
+                    bool answers_only, int64_t loss_chunk, const Mesh& mesh = Mesh());
 
 }  // namespace prulong

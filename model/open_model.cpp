@@ -12,11 +12,13 @@
 namespace prulong {
 namespace {
 
-at::Device choose_device(ModelDevice device) {
+at::Device choose_device(ModelDevice device, const Launch& launch = {}) {
   const bool cuda = at::globalContext().hasCUDA();
   if (device == ModelDevice::kCuda && !cuda) throw Error("model.device: cuda, but no GPU can be used here; use cpu");
-  return device == ModelDevice::kCpu || !cuda ? at::Device(at::kCPU)
-                                              : c10::impl::VirtualGuardImpl(at::kCUDA).getDevice();
+  if (device == ModelDevice::kCpu || !cuda) return at::kCPU;
+  const c10::impl::VirtualGuardImpl gpus(at::kCUDA);
+  if (launch.size > 1) gpus.setDevice({at::kCUDA, static_cast<at::DeviceIndex>(gpu_of(launch, gpus.deviceCount()))});
+  return gpus.getDevice();
 }
 
 at::ScalarType choose_dtype(ModelDtype dtype, at::Device device) {
@@ -27,8 +29,14 @@ at::ScalarType choose_dtype(ModelDtype dtype, at::Device device) {
 
 }  // namespace
 
-Llama open_model(const ModelOptions& options) {
-  const auto device = choose_device(options.device);
+int64_t gpu_of(const Launch& launch, int64_t gpus) {
+  if (launch.local_rank < gpus) return launch.local_rank;
+  throw Error("LOCAL_RANK " + std::to_string(launch.local_rank) + ": no GPU of that number, this machine has " +
+              std::to_string(gpus) + "; start one process for each (torchrun --nproc-per-node), or model.device=cpu");
+}
+
+Llama open_model(const ModelOptions& options, const Launch& launch) {
+  const auto device = choose_device(options.device, launch);
   return Llama::load(options.path, choose_dtype(options.dtype, device), device);
 }
 

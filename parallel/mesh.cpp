@@ -208,6 +208,12 @@ void RankGroup::barrier() const {
   run("barrier", at::Tensor(at::empty({0})), [&](c10d::Backend& library) { return library.barrier(); });
 }
 
+void check_context(int64_t context, int64_t ranks) {
+  if (context >= 1 && ranks % context == 0) return;
+  throw ConfigError("parallel.context: expected a divisor of the number of ranks, which is " + std::to_string(ranks) +
+                    ", found " + std::to_string(context));
+}
+
 Mesh::Mesh() : world_(std::make_shared<RankGroup>()), data_(world_), context_(std::make_shared<RankGroup>()) {}
 
 Mesh::Mesh(const Launch& launch, std::chrono::milliseconds timeout) : Mesh() {
@@ -220,12 +226,9 @@ Mesh::Mesh(const Launch& launch, std::chrono::milliseconds timeout) : Mesh() {
   meet(*store_->store, launch, timeout);
   world_ = data_ = connect("world", launch.rank, launch.size);
   // A connection of its own: the first may be waiting while a rank shows that it lives.
-  watch_ = std::make_unique<Watch>(std::make_unique<StoreBoard>(open_store(launch, false, timeout)), launch.rank,
-                                   launch.size, timeout, kBeat, [this] {
-                                     end("no step within parallel.timeout, " +
-                                             std::to_string(timeout_.count() / 1000) + " s",
-                                         true, 1);
-                                   });
+  watch_ = std::make_unique<Watch>(
+      std::make_unique<StoreBoard>(open_store(launch, false, timeout)), launch.rank, launch.size, timeout, kBeat,
+      [this] { end("no step within parallel.timeout, " + std::to_string(timeout_.count() / 1000) + " s", true, 1); });
 }
 
 Mesh::~Mesh() = default;
@@ -238,19 +241,12 @@ std::unique_ptr<Mesh> Mesh::from_environment(int64_t context, std::chrono::milli
 
 void Mesh::split(int64_t context) {
   const int64_t size = world_->size(), rank = world_->rank();
-  if (context < 1 || size % context != 0) {
-    throw ConfigError("parallel.context: expected a divisor of the number of ranks, which is " + std::to_string(size) +
-                      ", found " + std::to_string(context));
-  }
+  check_context(context, size);
   const SignalsBlocked blocked;
   const auto alone = std::make_shared<RankGroup>();
   const int64_t d = rank / context, c = rank % context, data = size / context;
-  context_ = context == 1   ? alone
-             : data == 1 ? world_
-                         : connect("context/" + std::to_string(d), c, context);
-  data_ = data == 1      ? alone
-          : context == 1 ? world_
-                         : connect("data/" + std::to_string(c), d, data);
+  context_ = context == 1 ? alone : data == 1 ? world_ : connect("context/" + std::to_string(d), c, context);
+  data_ = data == 1 ? alone : context == 1 ? world_ : connect("data/" + std::to_string(c), d, data);
 }
 
 std::shared_ptr<RankGroup> Mesh::connect(const std::string& name, int64_t rank, int64_t size) const {
@@ -301,13 +297,14 @@ void Mesh::run(const std::string& program, const std::function<void()>& body) {
 void Mesh::end(const std::string& reason, bool lost, int status) const {
   static std::mutex once;  // the watching thread and the main thread may come here at the same time
   once.lock();
-  const auto line = watch_->explain(reason, lost);
-  leave_reason(printable(line.value_or(reason)));
+  const auto [said, ours] = watch_->explain(reason, lost);
+  const std::string line = printable(said);
+  leave_reason(line);
   std::fflush(stdout);
-  if (line) {
-    std::fprintf(stderr, "%s: %s\n", program_.c_str(), printable(*line).c_str());
+  if (ours) {
+    std::fprintf(stderr, "%s: %s\n", program_.c_str(), line.c_str());
     std::fflush(stderr);
-    watch_->explained();
+    watch_->explained(line);
   }
   ::_exit(status);
 }

@@ -72,6 +72,9 @@ class RankGroup {
   mutable int64_t bytes_sent_ = 0;
 };
 
+/// @throws ConfigError where `context` ranks to a sequence do not divide the ranks.
+void check_context(int64_t context, int64_t ranks);
+
 /// The ranks of a run, a process each. Rank d * context + c works at stretch c of the d-th of the sequences under way.
 class Mesh {
  public:

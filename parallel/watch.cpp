@@ -119,7 +119,7 @@ std::string Watch::who_failed(const std::string& reason) {
   return text.substr(0, text.size() - 2);
 }
 
-std::optional<std::string> Watch::explain(const std::string& reason, bool lost) {
+Watch::Explanation Watch::explain(const std::string& reason, bool lost) {
   const std::string own = "rank " + std::to_string(rank_) + " of " + std::to_string(size_) + ": " + reason;
   try {
     bool first = false;
@@ -127,25 +127,25 @@ std::optional<std::string> Watch::explain(const std::string& reason, bool lost) 
       const std::lock_guard board(board_mutex_);
       first = board_->count("failures") == 1;
     }
-    if (first) return lost ? who_failed(reason) : own;
+    if (first) return {lost ? who_failed(reason) : own};
     for (int i = 0; lost && i < kBeatsToExplain; ++i) {  // seen alive meanwhile
       {
         const std::lock_guard board(board_mutex_);
-        if (board_->get("explained")) break;
+        if (const auto line = board_->get("explained")) return {*line, false};
       }
       std::this_thread::sleep_for(beat_);
     }
-    return std::nullopt;
+    return {own, false};
   } catch (const std::exception&) {
-    return own;
+    return {own};
   }
 }
 
-void Watch::explained() {
+void Watch::explained(const std::string& line) {
   try {
     const std::lock_guard board(board_mutex_);
-    board_->set("explained", "1");
-  } catch (const std::exception&) {
+    board_->set("explained", line);
+  } catch (const std::exception&) {  // nobody is left to read it
   }
 }
 

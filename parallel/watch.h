@@ -38,12 +38,16 @@ class Watch {
 
   void enter(const std::string& place);
 
-  /// The line that explains why the run ends, if it is this rank that says it: the first that fails does.
+  /// Why the run ends.
+  struct Explanation {
+    std::string line;
+    bool ours = true;  ///< this rank says it: the first that fails does
+  };
   /// @param reason  what this rank found.
   /// @param lost    only that it cannot go on with the others: then it is asked who is gone, and where the others are.
-  std::optional<std::string> explain(const std::string& reason, bool lost);
-  /// That line is written: the others, who showed so far that they live, may end.
-  void explained();
+  Explanation explain(const std::string& reason, bool lost);
+  /// This rank has said it: the others, who showed so far that they live, may end.
+  void explained(const std::string& line);
 
  private:
   struct Seen {

@@ -116,6 +116,17 @@ void visit_options(ConfigVisitor& v, RunOptions& o) {
            kResume);
 }
 
+void visit_options(ConfigVisitor& v, ParallelOptions& o) {
+  v.integer_or(o.context,
+               {"context",
+                "ranks that share a sequence; they divide the ranks that torchrun starts. auto: as few as "
+                "memory allows",
+                "ranks"},
+               1, 1 << 20, "auto");
+  v.integer(o.timeout, {"timeout", "a rank that waits longer for others, or for its own step, ends the run", "seconds"},
+            1, 1 << 24);
+}
+
 TrainConfig read(ConfigDocument document, const std::vector<std::string>& overrides) {
   for (const std::string& assignment : overrides) document.set(assignment);
   // The preset is a key like any other, but decides what the others start from: read it first.
@@ -158,6 +169,7 @@ void visit_config(ConfigVisitor& v, TrainConfig& c) {
   section(c.eval, {"eval", "Held-out evaluation"});
   section(c.checkpoint, {"checkpoint", "What a run can go on from"});
   section(c.run, {"run", "Where results go"});
+  section(c.parallel, {"parallel", "Several processes, started by torchrun"});
 }
 
 std::optional<ConfigProblem> find_problem(const TrainConfig& c) {

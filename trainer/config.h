@@ -88,6 +88,11 @@ struct RunOptions {
   Resume resume = Resume::kAuto;
 };
 
+struct ParallelOptions {
+  int64_t context = 1;  ///< 0: auto
+  int64_t timeout = 1800;
+};
+
 /// Paths are as given: relative ones count from the working folder.
 struct TrainConfig {
   Preset preset = Preset::kDefault;
@@ -101,6 +106,7 @@ struct TrainConfig {
   EvalOptions eval;
   CheckpointOptions checkpoint;
   RunOptions run;
+  ParallelOptions parallel;
 
   /// The values that `preset` gives to the keys a file leaves out.
   static TrainConfig of(Preset preset);

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "model/llama.h"
+#include "parallel/mesh.h"
 #include "trainer/config.h"
 
 namespace prulong {
@@ -26,17 +27,33 @@ struct MemoryNeed {
   int64_t total() const { return weights + optimizer + std::max(update, activations + work); }
 };
 
-/// @param model  one without values will do.
-MemoryNeed memory_need(const Llama& model, const TrainConfig& config, const RecomputePolicy& policy);
+/// How a step is spread over ranks.
+struct Ranks {
+  int64_t count = 1;
+  int64_t context = 1;  ///< of them share a sequence
+};
+
+/// Of one rank. @param model  one without values will do.
+MemoryNeed memory_need(const Llama& model, const TrainConfig& config, const RecomputePolicy& policy,
+                       const Ranks& ranks = {});
 
 /// What a step keeps where `available` bytes are free beside the weights and their optimizer: everything if that fits
 /// into half of them; else the layers' inputs, and the attention's results of as many layers as fit into nine tenths.
-RecomputePolicy plan_recompute(const Llama& model, const TrainConfig& config, int64_t available);
+RecomputePolicy plan_recompute(const Llama& model, const TrainConfig& config, int64_t available,
+                               const Ranks& ranks = {});
+
+/// parallel.context: auto, the same on all ranks: as few as leave each rank enough memory beside the weights, and a
+/// sequence to each group of them; all where nothing is enough.
+int64_t plan_context(const Llama& model, const TrainConfig& config, const Mesh& mesh);
+
+/// What plan_recompute and plan_context may count with: available_bytes, of a processor's memory a process's share.
+int64_t available_bytes(const Llama& model, const Launch& launch);
 
 /// The shape of the configured model and the memory of a training step, as a table for people. Reads the model's
 /// config.json and nothing else: no weights, no data.
-/// @throws Error as read_model_config.
-std::string memory_report(const TrainConfig& config);
+/// @param ranks  that torchrun will start.
+/// @throws Error as read_model_config; ConfigError where parallel.context does not divide the ranks.
+std::string memory_report(const TrainConfig& config, int64_t ranks = 1);
 
 /// Bytes free on a device now: what the system and this process's control groups leave for the CPU, the driver's answer
 /// for a GPU.

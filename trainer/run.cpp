@@ -12,8 +12,10 @@
 #include "eval/advice.h"
 #include "model/open_model.h"
 #include "model/save_model.h"
+#include "parallel/agreement.h"
 #include "trainer/checkpoint.h"
 #include "trainer/data/open_source.h"
+#include "trainer/memory.h"
 
 namespace prulong {
 namespace {
@@ -41,12 +43,21 @@ std::unique_ptr<Source> open_data(const TrainConfig& config, const std::vector<S
   return open_sources(sources, config.train.seq_len, config.train.seed, held_out, model.config().vocab_size);
 }
 
+/// Under torchrun the folder's last user may be a rank that is just being ended.
+std::unique_ptr<RunFolder> open_folder(const TrainConfig& config, const Mesh& mesh) {
+  if (!mesh.leader()) return nullptr;
+  return std::make_unique<RunFolder>(config.run.dir, config.run.resume,
+                                     mesh.world().size() > 1 ? std::chrono::seconds(5) : std::chrono::seconds(0));
+}
+
 }  // namespace
 
-Run::Run(const TrainConfig& config)
+Run::Run(const TrainConfig& config, Mesh& mesh)
     : config_(config),
-      folder_(config.run.dir, config.run.resume),
-      model_(open_model(config.model)),
+      mesh_(mesh),
+      path_(config.run.dir),
+      folder_(open_folder(config, mesh)),
+      model_(open_model(config.model, mesh.launch())),
       train_data_(open_data(config, config.data.train, false, model_)),
       eval_data_(open_data(config, config.data.eval, true, model_)),
       start_(load_start(config, model_.config().shape())),
@@ -54,46 +65,103 @@ Run::Run(const TrainConfig& config)
                   {"model.dtype", dtype_name(model_.dtype())},
                   {"data.train", train_data_->fingerprint()},
                   {"gates.pattern", start_ ? mask_fingerprint(start_->mask) : "none"}},
-      step_(config, model_, *train_data_, start_) {
+      step_(config, model_, *train_data_, start_, join_ranks()) {
   resume();
 }
 
+/// Refuses ranks with other inputs, before anything is computed, and forms the groups.
+Mesh& Run::join_ranks() {
+  mesh_.enter("start");
+  auto values = shared_values(config_, provenance_);
+  values["data.eval"] = eval_data_ ? eval_data_->fingerprint() : "none";
+  values["model.device"] = model_.device().is_cuda() ? "cuda" : "cpu";
+  for (const char* const program : {"prulong", "commit", "torch"}) values[program] = versions().at(program);
+  check_same_on_all(mesh_.world(), values);
+  const int64_t context = config_.parallel.context;
+  mesh_.split(context == 0 ? plan_context(model_, config_, mesh_) : context);
+  if (mesh_.data().size() > config_.train.sequences_per_step) {
+    throw ConfigError("train.sequences_per_step: expected a sequence for each of " +
+                      std::to_string(mesh_.data().size()) + " ranks (" + std::to_string(mesh_.world().size()) +
+                      ", parallel.context " + std::to_string(mesh_.context().size()) + "), found " +
+                      std::to_string(config_.train.sequences_per_step) +
+                      "; raise it, start fewer ranks, or raise parallel.context");
+  }
+  return mesh_;
+}
+
+/// The leader reads; the others get what it found.
 void Run::resume() {
   std::vector<std::string> warnings;
-  const auto saved =
-      load_newest_checkpoint(folder_.checkpoints(), [&](const std::string& text) { warnings.push_back(text); });
-  if (saved) {
-    check_same_run(saved->identity, identity(), folder_.path());
+  std::optional<TrainingState> saved;
+  if (folder_) {
+    saved = load_newest_checkpoint(folder_->checkpoints(), [&](const std::string& text) { warnings.push_back(text); });
+    if (saved) check_same_run(saved->identity, identity(), path_);
+  }
+  const nlohmann::json head = nlohmann::json::parse(first_text(
+      mesh_.world(), saved ? nlohmann::json{saved->step, saved->sequences}.dump() : nlohmann::json::array().dump()));
+  if (!head.empty()) {
+    const TensorMap tensors = first_tensors(mesh_.world(), saved ? saved->tensors : TensorMap());
     try {
-      step_.set_state(saved->step, saved->sequences, saved->tensors);
+      step_.set_state(head[0].get<int64_t>(), head[1].get<int64_t>(), tensors);
     } catch (const Error& error) {
-      throw Error(folder_.checkpoints().string() + ", step " + std::to_string(saved->step) + ": " + error.what());
+      throw Error((path_ / "checkpoints").string() + ", step " + head[0].dump() + ": " + error.what());
     }
   }
-  log_.emplace(folder_.path(), step_.step());
-  for (const auto& warning : warnings) log_->warn(warning);
-  if (saved) log_->info("going on after step " + std::to_string(step_.step()));
+  if (folder_) log_.emplace(path_, step_.step());
+  for (const auto& warning : warnings) warn(warning);
+  if (!head.empty()) info("going on after step " + std::to_string(step_.step()));
+  evaluation_missing_ = any(mesh_.world(), log_ && eval_data_ && !log_->resumed_with("held_out"));
   auto described = provenance_;
   if (eval_data_) described["data.eval"] = eval_data_->fingerprint();
-  folder_.describe(config_, described, model_.device());
+  if (folder_) folder_->describe(config_, described, model_.device());
+}
+
+void Run::info(const std::string& message) {
+  if (log_) log_->info(message);
+}
+
+void Run::warn(const std::string& message) {
+  if (log_) log_->warn(message);
 }
 
 void Run::announce() {
+  if (log_) announce_run();
+  announce_ranks();
+}
+
+void Run::announce_run() {
   const auto program = versions();
   const ModelShape shape = model_.config().shape();
-  log_->info("prulong " + program.at("prulong") + ", commit " + program.at("commit") + ", torch " +
-             program.at("torch") + ", on " + machine(model_.device()).at(model_.device().is_cuda() ? "gpu" : "cpu"));
-  log_->info("model " + config_.model.path + ": " + std::to_string(shape.layers) + " layers x " +
-             std::to_string(shape.kv_heads) + " KV heads, " + dtype_name(model_.dtype()) + " on " +
-             model_.device().str() +
-             (model_.device().is_cpu() ? " (" + std::to_string(at::get_num_threads()) + " threads)" : ""));
-  if (const auto note = dtype_note(config_.model, model_)) log_->info(*note);
-  log_->info(std::to_string(config_.train.steps) + " steps of " + std::to_string(config_.train.sequences_per_step) +
-             " x " + std::to_string(config_.train.seq_len) + " tokens" + describe_policy());
+  info("prulong " + program.at("prulong") + ", commit " + program.at("commit") + ", torch " + program.at("torch") +
+       ", on " + machine(model_.device()).at(model_.device().is_cuda() ? "gpu" : "cpu"));
+  info("model " + config_.model.path + ": " + std::to_string(shape.layers) + " layers x " +
+       std::to_string(shape.kv_heads) + " KV heads, " + dtype_name(model_.dtype()) + " on " + model_.device().str() +
+       (model_.device().is_cpu() ? " (" + std::to_string(at::get_num_threads()) + " threads)" : ""));
+  info(std::to_string(config_.train.steps) + " steps of " + std::to_string(config_.train.sequences_per_step) + " x " +
+       std::to_string(config_.train.seq_len) + " tokens" + describe_policy());
   const auto lengths =
       first_documents(*train_data_, config_.train.seq_len, config_.train.steps * config_.train.sequences_per_step);
   for (const auto& advice : length_advice(lengths, model_.config(), config_.attention.sink, config_.attention.window)) {
-    log_->warn("data.train: " + advice);
+    warn("data.train: " + advice);
+  }
+}
+
+/// What each rank has to say of itself, once where all say the same.
+void Run::announce_ranks() {
+  const auto note = dtype_note(config_.model, model_);
+  const auto notes = gather_texts(mesh_.world(), note.value_or(""));
+  for (size_t r = 0; r < notes.size(); ++r) {
+    if (notes[r].empty() || (r > 0 && notes[r] == notes[0])) continue;
+    info((r > 0 ? "rank " + std::to_string(r) + ": " : "") + notes[r]);
+  }
+  const int64_t ranks = mesh_.world().size(), data = mesh_.data().size(), context = mesh_.context().size();
+  if (ranks == 1) return;
+  info(std::to_string(ranks) + " ranks: " + std::to_string(data) + " with sequences of their own" +
+       (context == 1 ? "" : ", each shared by " + std::to_string(context)));
+  if (config_.train.sequences_per_step % data != 0) {
+    warn("train.sequences_per_step " + std::to_string(config_.train.sequences_per_step) + " over " +
+         std::to_string(data) +
+         " ranks: some wait while others take the last sequences of a step; a multiple is faster");
   }
 }
 
@@ -124,19 +192,27 @@ void Run::report(const StepResult& r, double step_s, double elapsed_s, int64_t f
                          {"local_share", r.local_share},
                          {"step_s", step_s},
                          {"tokens_per_s", tokens / step_s}};
+  const int64_t ranks = mesh_.world().size();
+  if (ranks > 1) {
+    line["ranks"] = ranks;
+    line["tokens_per_s_per_rank"] = tokens / step_s / static_cast<double>(ranks);
+    line["leader_bytes_sent"] = mesh_.bytes_sent();
+  }
   if (!r.finite) {
     line["skipped"] = true;
     line["first_sequence"] = step_.sequences() - config_.train.sequences_per_step;
   }
-  log_->metrics(line.dump());
+  if (log_) log_->metrics(line.dump());
   const auto done = static_cast<double>(step_.step() - first_step);
-  log_->progress({step_.step(), config_.train.steps, r.loss_nats, r.constraint.sparsity, r.constraint.target,
-                  lambda.linear, lambda.quadratic, tokens * done / elapsed_s,
-                  elapsed_s / done * static_cast<double>(config_.train.steps - step_.step())});
+  const double left_s = elapsed_s / done * static_cast<double>(config_.train.steps - step_.step());
+  if (log_) {
+    log_->progress({step_.step(), config_.train.steps, r.loss_nats, r.constraint.sparsity, r.constraint.target,
+                    lambda.linear, lambda.quadratic, tokens * done / elapsed_s, left_s, ranks});
+  }
   if (r.finite) return;
-  log_->warn("step " + std::to_string(step_.step()) + " skipped: loss or gradient is not finite (sequences " +
-             std::to_string(step_.sequences() - config_.train.sequences_per_step) + " to " +
-             std::to_string(step_.sequences() - 1) + " of the stream)");
+  warn("step " + std::to_string(step_.step()) + " skipped: loss or gradient is not finite (sequences " +
+       std::to_string(step_.sequences() - config_.train.sequences_per_step) + " to " +
+       std::to_string(step_.sequences() - 1) + " of the stream)");
   if (step_.skipped_in_a_row() >= config_.train.max_skipped_steps) {
     throw Error("training ended at step " + std::to_string(step_.step()) + ": " +
                 std::to_string(step_.skipped_in_a_row()) +
@@ -148,7 +224,8 @@ void Run::report(const StepResult& r, double step_s, double elapsed_s, int64_t f
 void Run::evaluate() {
   if (!eval_data_) return;
   const auto measure = [&](const HeadMask& mask) {
-    return prulong::evaluate(model_, *eval_data_, 0, config_.eval.sequences, mask, false, config_.train.loss_chunk);
+    return prulong::evaluate(model_, *eval_data_, 0, config_.eval.sequences, mask, false, config_.train.loss_chunk,
+                             mesh_);
   };
   if (!full_attention_ || config_.train.mode != TrainMode::kMasks) full_attention_ = measure({});
   const EvalResult full = *full_attention_;
@@ -161,6 +238,7 @@ void Run::evaluate() {
     }
     return object;
   };
+  if (!log_) return;
   log_->metrics(
       nlohmann::json{{"step", step_.step()}, {"held_out", {{"full", as_json(full)}, {"masked", as_json(masked)}}}}
           .dump());
@@ -173,7 +251,7 @@ void Run::evaluate() {
                   100 * masked.answer_accuracy);
     message += text;
   }
-  log_->info(message);
+  info(message);
 }
 
 /// The rounded mask; with mode weights the one that was given.
@@ -194,17 +272,20 @@ Pattern Run::pattern() const {
 }
 
 void Run::save() {
+  mesh_.enter("saving step " + std::to_string(step_.step()));
+  if (!folder_) return;
   const TrainingState state{step_.step(), step_.sequences(), step_.state(), identity()};
-  save_checkpoint(folder_.checkpoints(), state, config_.checkpoint.keep);
-  pattern().save(folder_.path());
+  save_checkpoint(folder_->checkpoints(), state, config_.checkpoint.keep);
+  pattern().save(path_);
 }
 
 void Run::save_weights() {
-  if (config_.train.mode != TrainMode::kMasks) save_model(model_folder(), model_, config_.model.path);
+  if (folder_ && config_.train.mode != TrainMode::kMasks) save_model(model_folder(), model_, config_.model.path);
 }
 
 void Run::save_missing_results() {
-  pattern().save(folder_.path());
+  if (!folder_) return;
+  pattern().save(path_);
   if (!std::filesystem::exists(model_folder() / "model.safetensors")) save_weights();
 }
 

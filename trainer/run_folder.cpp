@@ -5,9 +5,14 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <nlohmann/json.hpp>
+#include <span>
+#include <thread>
+#include <utility>
 
 #include "common/atomic_file.h"
 #include "common/error.h"
@@ -20,11 +25,20 @@ namespace {
 namespace fs = std::filesystem;
 constexpr const char* kLockName = "lock";
 
-bool decides_results(const std::string& key) {
-  for (const char* free : {"run.", "checkpoint.", "eval.", "data.", "model.path", "model.device", "train.recompute"}) {
-    if (key.starts_with(free)) return false;  // data and model are in the provenance, by what they hold
+// Data, model and pattern are in the provenance, by what they hold.
+constexpr std::array kDecidesNoResult = {"run.",       "checkpoint.",  "eval.",           "data.",
+                                         "model.path", "model.device", "train.recompute", "parallel."};
+constexpr std::array kOwnOnEachRank = {"run.", "data.", "model.path", "model.device"};
+
+/// The keys that begin with none of these, and the provenance, which wins.
+std::map<std::string, std::string> values_without(std::span<const char* const> left_out, const TrainConfig& config,
+                                                  std::map<std::string, std::string> provenance) {
+  TrainConfig copy = config;
+  for (const KeyRow& row : list_keys([&](ConfigVisitor& v) { visit_config(v, copy); })) {
+    const auto begins = [&](const char* prefix) { return row.path.starts_with(prefix); };
+    if (!row.section && std::ranges::none_of(left_out, begins)) provenance.emplace(row.path, row.value);
   }
-  return true;
+  return provenance;
 }
 
 /// Empty but for the lock, which stays behind a run that found no model or no data.
@@ -36,7 +50,7 @@ bool is_unused(const fs::path& path, std::error_code& error) {
 
 }  // namespace
 
-RunFolder::RunFolder(const fs::path& path, Resume resume) : path_(path) {
+RunFolder::RunFolder(const fs::path& path, Resume resume, std::chrono::milliseconds patience) : path_(path) {
   const auto refuse = [&](const std::string& what) {
     throw Error(path.string() + ": " + what + "; choose another run.dir");
   };
@@ -53,8 +67,13 @@ RunFolder::RunFolder(const fs::path& path, Resume resume) : path_(path) {
   }
   lock_ = ::open((path / kLockName).c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
   if (lock_ < 0) refuse(std::string("cannot be written: ") + std::strerror(errno) + "; make it writable");
-  if (::flock(lock_, LOCK_EX | LOCK_NB) != 0) {
+  const auto end = std::chrono::steady_clock::now() + patience;
+  while (::flock(lock_, LOCK_EX | LOCK_NB) != 0) {
     const int reason = errno;
+    if (reason == EWOULDBLOCK && std::chrono::steady_clock::now() < end) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      continue;
+    }
     ::close(lock_);
     if (reason == EWOULDBLOCK) refuse("another run is using this folder; wait for it");
     refuse(std::string("cannot be locked: ") + std::strerror(reason));
@@ -90,11 +109,12 @@ std::vector<fs::path> run_outputs(const fs::path& folder) {
 
 std::map<std::string, std::string> run_identity(const TrainConfig& config,
                                                 std::map<std::string, std::string> provenance) {
-  TrainConfig copy = config;
-  for (const KeyRow& row : list_keys([&](ConfigVisitor& v) { visit_config(v, copy); })) {
-    if (!row.section && decides_results(row.path)) provenance.emplace(row.path, row.value);  // the provenance wins
-  }
-  return provenance;
+  return values_without(kDecidesNoResult, config, std::move(provenance));
+}
+
+std::map<std::string, std::string> shared_values(const TrainConfig& config,
+                                                 std::map<std::string, std::string> provenance) {
+  return values_without(kOwnOnEachRank, config, std::move(provenance));
 }
 
 }  // namespace prulong

@@ -3,6 +3,7 @@
 
 #include <c10/core/Device.h>
 
+#include <chrono>
 #include <filesystem>
 #include <map>
 #include <string>
@@ -18,8 +19,9 @@ namespace prulong {
 class RunFolder {
  public:
   /// Creates the folder and locks it.
+  /// @param patience  how long it waits for another process that uses it: a predecessor that is just being ended.
   /// @throws Error naming it: not writable, another process uses it, or not empty with resume: never.
-  RunFolder(const std::filesystem::path& path, Resume resume);
+  RunFolder(const std::filesystem::path& path, Resume resume, std::chrono::milliseconds patience = {});
   ~RunFolder();
   RunFolder(const RunFolder&) = delete;
   RunFolder& operator=(const RunFolder&) = delete;
@@ -45,5 +47,10 @@ std::vector<std::filesystem::path> run_outputs(const std::filesystem::path& fold
 /// (model and data fingerprints).
 std::map<std::string, std::string> run_identity(const TrainConfig& config,
                                                 std::map<std::string, std::string> provenance);
+
+/// What must be the same on all ranks: every key but those of the leader's folder and of where a machine keeps its
+/// files, and `provenance`.
+std::map<std::string, std::string> shared_values(const TrainConfig& config,
+                                                 std::map<std::string, std::string> provenance);
 
 }  // namespace prulong

@@ -6,8 +6,10 @@
 #include <string>
 #include <vector>
 
+#include "model/batch.h"
 #include "model/llama.h"
 #include "model/pattern.h"
+#include "parallel/mesh.h"
 #include "trainer/config.h"
 #include "trainer/data/source.h"
 #include "trainer/gate_learner.h"
@@ -29,14 +31,17 @@ struct StepResult {
 };
 
 /// Optimizer steps of a training, one after another: batches become gradients, gradients new gates and weights. Knows
-/// the model and the data; no files, no log.
+/// the model, the data and the ranks; no files, no log. Every rank takes the same steps: of a step's sequences each has
+/// its share, and the sums over all sequences are made in their order. So gates do not depend on the number of ranks
+/// where passes do not; trained weights do, by float32 rounding.
 class TrainStep {
  public:
-  /// @param model  where weights are trained they are made trainable. It and `data` outlive this.
+  /// @param model  where weights are trained they are made trainable. It, `data` and `mesh` outlive this.
   /// @param start  the mask that gates start from, or that weights are trained under.
-  TrainStep(const TrainConfig& config, Llama& model, const Source& data, const std::optional<Pattern>& start);
+  TrainStep(const TrainConfig& config, Llama& model, const Source& data, const std::optional<Pattern>& start,
+            const Mesh& mesh);
 
-  /// @returns nothing when a stop was requested (common/stop.h); the step then has had no effect.
+  /// @returns nothing when a stop was requested of any rank (common/stop.h); the step then has had no effect.
   /// @throws Error if no sequence of the step has a label.
   std::optional<StepResult> run();
 
@@ -54,16 +59,21 @@ class TrainStep {
 
  private:
   struct Gradients;
+  struct Pass;
 
   bool trains_gates() const { return config_.train.mode != TrainMode::kWeights; }
   GateSample draw(int64_t micro_step) const;
-  void add(const GateSample& sample, const at::Tensor& heads, Gradients& sum, StepResult& result) const;
+  int64_t agree_on_labels(const std::vector<Batch>& batches) const;
+  Pass run_pass(const Batch& batch, const GateSample& sample, int64_t labels);
+  Gradients sum(const std::vector<Pass>& own, const std::vector<GateSample>& draws, StepResult& result) const;
+  double squared_weights_norm() const;
   void finish(Gradients& sum, StepResult& result);
   void abandon();
 
   TrainConfig config_;
   Llama& model_;
   const Source& data_;
+  const Mesh& mesh_;
   std::vector<double> fixed_mask_;  // mode weights
   GateLearner learner_;
   std::optional<WeightsOptimizer> weights_optimizer_;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // prulong-train CONFIG.yaml [key.path=value ...]
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -12,6 +13,7 @@
 #include "common/config/config_main.h"
 #include "common/stop.h"
 #include "eval/input_files.h"
+#include "parallel/mesh.h"
 #include "trainer/config.h"
 #include "trainer/memory.h"
 #include "trainer/run_folder.h"
@@ -26,7 +28,8 @@ const prulong::ConfigProgram kProgram = {
     "A run goes on from the newest checkpoint of its run.dir.\n",
     "finished, or stopped by SIGTERM, SIGINT or SIGHUP and saved",
     {{"show-config", "print the resolved configuration and stop"},
-     {"memory", "estimate the memory of a training step from the model's config.json alone, and stop"}}};
+     {"memory", "estimate the memory of a training step from the model's config.json alone, and stop"}},
+    {{"ranks", "with --memory: how many processes torchrun will start"}}};
 
 /// Refuses a run that would write onto what it reads. Its own config.yaml may be the configuration, as long as it stays
 /// as it is; its own pattern.json may be what it goes on with, for that must have the mask that it began with.
@@ -51,11 +54,14 @@ void run(const prulong::ConfigCommand& command) {
   if (command.switches.contains("show-config")) {
     std::fputs(prulong::to_yaml(config).c_str(), stdout);
   } else if (command.switches.contains("memory")) {
-    std::fputs(prulong::memory_report(config).c_str(), stdout);
+    const auto ranks = command.numbers.find("ranks");
+    std::fputs(prulong::memory_report(config, ranks == command.numbers.end() ? 1 : ranks->second).c_str(), stdout);
   } else {
     refuse_inputs(config, command.path);
-    prulong::request_stop_on_signals();
-    prulong::train(config);
+    prulong::Mesh mesh(prulong::read_launch().value_or(prulong::Launch{}),
+                       std::chrono::seconds(config.parallel.timeout));
+    prulong::request_stop_on_signals();  // from here on: who still waits for others may be killed
+    mesh.run(kProgram.name, [&] { prulong::train(config, mesh); });
   }
 }
 

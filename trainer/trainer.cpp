@@ -39,17 +39,17 @@ void take_steps(Run& run, const TrainConfig& config) {
     throw;
   }
   run.save();
-  run.log().info("finished " + std::to_string(run.step().step()) + " steps in " + format_seconds(seconds_since(start)) +
-                 "; pattern.json, masks.tsv and metrics.jsonl are in " + run.path().string());
+  run.info("finished " + std::to_string(run.step().step()) + " steps in " + format_seconds(seconds_since(start)) +
+           "; pattern.json, masks.tsv and metrics.jsonl are in " + run.path().string());
 }
 
 }  // namespace
 
-Outcome train(const TrainConfig& config) {
-  Run run(config);
+Outcome train(const TrainConfig& config, Mesh& mesh) {
+  Run run(config, mesh);
   if (run.finished() && !run.evaluation_missing()) {
     run.save_missing_results();
-    run.log().info("nothing to do: all " + std::to_string(run.step().step()) + " steps are finished");
+    run.info("nothing to do: all " + std::to_string(run.step().step()) + " steps are finished");
     return Outcome::kFinished;
   }
   run.announce();
@@ -57,8 +57,8 @@ Outcome train(const TrainConfig& config) {
     take_steps(run, config);
   } catch (const Stopped&) {
     run.save();
-    run.log().info("stopped by a signal after step " + std::to_string(run.step().step()) + ", saved in " +
-                   run.path().string() + "; the same command goes on from there");
+    run.info("stopped by a signal after step " + std::to_string(run.step().step()) + ", saved in " +
+             run.path().string() + "; the same command goes on from there");
     return Outcome::kStopped;
   }
   return Outcome::kFinished;

@@ -42,6 +42,20 @@ void WeightsOptimizer::accumulate() {
   }
 }
 
+void WeightsOptimizer::sum_over(const RankGroup& ranks) {
+  if (ranks.size() == 1) return;
+  const at::NoGradGuard no_grad;
+  for (Group& group : groups_) {
+    for (size_t i = 0; i < group.weights.size(); ++i) {
+      const at::Tensor own = group.gradient(i);
+      group.sums[i] =
+          own.defined() ? own.to(at::kFloat).contiguous() : at::zeros_like(group.weights[i], at::kFloat).contiguous();
+      group.weights[i].mutable_grad() = at::Tensor();
+      ranks.all_reduce(group.sums[i]);
+    }
+  }
+}
+
 double WeightsOptimizer::squared_gradient_norm() const {
   std::vector<at::Tensor> squares;
   for (const Group& group : groups_) {

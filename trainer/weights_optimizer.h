@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "model/llama.h"
+#include "parallel/mesh.h"
 #include "trainer/adamw.h"
 
 namespace prulong {
@@ -17,6 +18,9 @@ class WeightsOptimizer {
   /// Adds the gradients of one sequence to the step's, in float32, and clears them: for steps of several sequences,
   /// whose sum bfloat16 would round again and again.
   void accumulate();
+
+  /// Sums the gradients over ranks, in float32; a rank without a gradient adds zeros. Every rank calls it.
+  void sum_over(const RankGroup& ranks);
 
   /// Squared norm of all gradients, read from the device at once; weights without a gradient count 0.
   double squared_gradient_norm() const;
@@ -34,7 +38,7 @@ class WeightsOptimizer {
   struct Group {
     std::vector<std::string> names;
     std::vector<at::Tensor> weights, masters, m, v, steps;
-    std::vector<at::Tensor> sums;  // of accumulate(); undefined: the gradient alone
+    std::vector<at::Tensor> sums;  // of accumulate() and sum_over(); undefined: the gradient alone
     at::Tensor gradient(size_t i) const { return sums[i].defined() ? sums[i] : weights[i].grad(); }
     double weight_decay = 0;
   };

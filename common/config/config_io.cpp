@@ -195,6 +195,16 @@ class Reader : public ConfigVisitor {
     }
     value = *parsed;
   }
+  void integer_or(int64_t& value, const Key& key, int64_t min, int64_t max, std::string_view zero) override {
+    const ConfigNode* node = take(key);
+    if (node == nullptr) return;
+    const auto parsed = node->scalar == zero ? std::optional<int64_t>(0) : parse_number<int64_t>(*node);
+    if (node->kind != Kind::kScalar || !parsed || (*parsed < min && node->scalar != zero) || *parsed > max) {
+      refuse(*node, key,
+             "an integer from " + std::to_string(min) + " to " + std::to_string(max) + " or " + std::string(zero));
+    }
+    value = *parsed;
+  }
   void number(double& value, const Key& key, const Interval& allowed) override {
     const ConfigNode* node = take(key);
     if (node == nullptr) return;

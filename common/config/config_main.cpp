@@ -18,6 +18,7 @@ void run(int argc, char** argv, const ConfigProgram& program, const std::functio
   options.positional_help("CONFIG.yaml [key.path=value ...]");
   options.add_options()("h,help", "show this text")("version", "show the version");
   for (const auto& [name, help] : program.switches) options.add_options()(name, help);
+  for (const auto& [name, help] : program.numbers) options.add_options()(name, help, cxxopts::value<int64_t>(), "N");
   options.add_options()("arguments", "", cxxopts::value<std::vector<std::string>>());
   options.parse_positional({"arguments"});
   const auto flags = options.parse(argc, argv);
@@ -37,6 +38,13 @@ void run(int argc, char** argv, const ConfigProgram& program, const std::functio
   command.overrides.erase(command.overrides.begin());
   for (const auto& [name, help] : program.switches) {
     if (flags.count(name)) command.switches.insert(name);
+  }
+  for (const auto& [name, help] : program.numbers) {
+    if (!flags.count(name)) continue;
+    command.numbers[name] = flags[name].as<int64_t>();
+    if (command.numbers[name] < 1) {
+      throw ConfigError("--" + name + ": expected at least 1, found " + std::to_string(command.numbers[name]));
+    }
   }
   body(command);
 }

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cstdint>
 #include <functional>
+#include <map>
 #include <set>
 #include <string>
 #include <utility>
@@ -16,13 +18,16 @@ struct ConfigProgram {
   std::string success;      ///< for --help: what exit status 0 means
   /// Options without a value beside --help and --version: name and help.
   std::vector<std::pair<std::string, std::string>> switches;
+  /// Options with a whole number of at least 1: name and help.
+  std::vector<std::pair<std::string, std::string>> numbers = {};
 };
 
 /// What a command line asks for.
 struct ConfigCommand {
-  std::string path;                    ///< CONFIG.yaml
-  std::vector<std::string> overrides;  ///< key.path=value, in order
-  std::set<std::string> switches;      ///< those given, by name
+  std::string path;                        ///< CONFIG.yaml
+  std::vector<std::string> overrides;      ///< key.path=value, in order
+  std::set<std::string> switches;          ///< those given, by name
+  std::map<std::string, int64_t> numbers;  ///< those given, by name
 };
 
 /// The main function of such a program: reads the command line, answers --help and --version itself and calls `body`

@@ -39,6 +39,9 @@ class Writer : public ConfigVisitor {
 
   void boolean(bool& value, const Key& key) override { line(key, value ? "true" : "false"); }
   void integer(int64_t& value, const Key& key, int64_t, int64_t) override { line(key, std::to_string(value)); }
+  void integer_or(int64_t& value, const Key& key, int64_t, int64_t, std::string_view zero) override {
+    line(key, value == 0 ? quoted(zero) : std::to_string(value));
+  }
   void number(double& value, const Key& key, const Interval&) override {
     std::string text = show_number(value);
     // 1e-08 is a text to YAML 1.1 readers, 1.0e-08 a number to all.
@@ -92,6 +95,10 @@ class Lister : public ConfigVisitor {
   void boolean(bool& value, const Key& key) override { add(key, value ? "true" : "false", "true or false"); }
   void integer(int64_t& value, const Key& key, int64_t min, int64_t max) override {
     add(key, std::to_string(value), std::to_string(min) + " to " + std::to_string(max));
+  }
+  void integer_or(int64_t& value, const Key& key, int64_t min, int64_t max, std::string_view zero) override {
+    add(key, value == 0 ? std::string(zero) : std::to_string(value),
+        std::to_string(min) + " to " + std::to_string(max) + " or " + std::string(zero));
   }
   void number(double& value, const Key& key, const Interval& allowed) override {
     add(key, show_number(value), allowed.text());

@@ -47,6 +47,8 @@ class ConfigVisitor {
 
   virtual void boolean(bool& value, const Key& key) = 0;
   virtual void integer(int64_t& value, const Key& key, int64_t min, int64_t max) = 0;
+  /// @param zero  a name for 0, which lies below `min`: "auto".
+  virtual void integer_or(int64_t& value, const Key& key, int64_t min, int64_t max, std::string_view zero) = 0;
   virtual void number(double& value, const Key& key, const Interval& allowed) = 0;
   virtual void text(std::string& value, const Key& key, TextRule rule) = 0;
 

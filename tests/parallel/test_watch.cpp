@@ -57,10 +57,12 @@ std::unique_ptr<Watch> watch_of(
 TEST_CASE("The first rank that fails says why, the others are silent") {
   const auto wall = std::make_shared<Wall>();
   const auto one = watch_of(wall, 1), two = watch_of(wall, 2);
-  CHECK(one->explain("data.bin: damaged", false) == "rank 1 of 3: data.bin: damaged");
-  CHECK(two->explain("data.bin: damaged", false) == std::nullopt);
-  one->explained();
-  CHECK(two->explain("connection closed", true) == std::nullopt);
+  const auto first = one->explain("data.bin: damaged", false);
+  CHECK((first.ours && first.line == "rank 1 of 3: data.bin: damaged"));
+  CHECK_FALSE(two->explain("data.bin: damaged", false).ours);
+  one->explained(first.line);
+  const auto later = two->explain("connection closed", true);
+  CHECK((!later.ours && later.line == first.line));
 }
 
 TEST_CASE("Of ranks that are lost the one is named that shows no life, with its last place") {
@@ -72,7 +74,7 @@ TEST_CASE("Of ranks that are lost the one is named that shows no life, with its 
   one->enter("step 3: sequence 7");
   std::this_thread::sleep_for(60ms);
   one.reset();
-  CHECK(zero->explain("connection closed", true) ==
+  CHECK(zero->explain("connection closed", true).line ==
         "rank 1 of 3 is gone since 'step 3: sequence 7' (killed? out of memory?); ranks 0 and 2 waited in 'step 3: "
         "sums over ranks' for 0 s");
 }
@@ -93,7 +95,7 @@ TEST_CASE("A rank that stays in one place for too long is told of, with all othe
   one->enter("b");
   std::unique_lock lock(mutex);
   REQUIRE(called.wait_for(lock, 10s, [&] { return calls > 0; }));
-  CHECK(one->explain("no step within 0 s", true) ==
+  CHECK(one->explain("no step within 0 s", true).line ==
         "no step within 0 s; ranks 0 and 2 waited in 'a' for 0 s; rank 1 waited in 'b' for 0 s");
   CHECK(calls == 1);
 }
@@ -114,6 +116,6 @@ TEST_CASE("A rank that reaches nobody says what it knows") {
   const auto zero = watch_of(wall, 0);
   wall->broken = true;
   std::this_thread::sleep_for(60ms);
-  CHECK(zero->explain("connection closed", true) == "rank 0 of 3: connection closed");
-  zero->explained();
+  CHECK(zero->explain("connection closed", true).line == "rank 0 of 3: connection closed");
+  zero->explained("");
 }

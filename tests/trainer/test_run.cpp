@@ -73,7 +73,8 @@ TrainConfig world(const test::TemporaryFolder& folder, TrainMode mode) {
 
 TEST_CASE("A step reads its losses when every backward pass is under way") {
   const test::TemporaryFolder folder;
-  Run run(world(folder, TrainMode::kMasks));
+  Mesh mesh;
+  Run run(world(folder, TrainMode::kMasks), mesh);
   const Recorded recorded;
   REQUIRE(run.step().run());
   const auto& names = Recorded::names();
@@ -86,7 +87,8 @@ TEST_CASE("A step reads its losses when every backward pass is under way") {
 
 TEST_CASE("The norm of all weights' gradients is read at once") {
   const test::TemporaryFolder folder;
-  Run run(world(folder, TrainMode::kBoth));
+  Mesh mesh;
+  Run run(world(folder, TrainMode::kBoth), mesh);
   const Recorded recorded;
   REQUIRE(run.step().run());
   const auto& names = Recorded::names();
@@ -98,7 +100,8 @@ TEST_CASE("Full attention under frozen weights is measured once, under trained o
   for (const TrainMode mode : {TrainMode::kMasks, TrainMode::kBoth}) {
     CAPTURE(mode == TrainMode::kMasks);
     const test::TemporaryFolder folder;
-    Run run(world(folder, mode));
+    Mesh mesh;
+    Run run(world(folder, mode), mesh);
     std::vector<int64_t> full, masked;
     for (int evaluation = 0; evaluation < 2; ++evaluation) {
       const Recorded recorded;
