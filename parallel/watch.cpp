@@ -111,11 +111,11 @@ std::string Watch::who_failed(const std::string& reason) {
   }
   std::string text;
   for (const int64_t r : gone) {
-    text += "rank " + std::to_string(r) + " of " + std::to_string(size_) + " is gone since '" +
+    text += "rank " + std::to_string(r) + " of " + std::to_string(size_) + " gives no sign of life since '" +
             before[static_cast<size_t>(r)].place + "' (killed? out of memory?); ";
   }
   if (gone.empty()) text = reason + "; ";
-  for (const auto& [place, ranks] : places) text += list(ranks) + " waited in '" + place + "; ";
+  for (const auto& [place, ranks] : places) text += list(ranks) + (ranks.size() == 1 ? " is" : " are") + " in '" + place + "; ";
   return text.substr(0, text.size() - 2);
 }
 

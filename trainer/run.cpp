@@ -45,6 +45,7 @@ std::unique_ptr<Source> open_data(const TrainConfig& config, const std::vector<S
 
 /// Under torchrun the folder's last user may be a rank that is just being ended.
 std::unique_ptr<RunFolder> open_folder(const TrainConfig& config, const Mesh& mesh) {
+  mesh.enter("opening model and data");
   if (!mesh.leader()) return nullptr;
   return std::make_unique<RunFolder>(config.run.dir, config.run.resume,
                                      mesh.world().size() > 1 ? std::chrono::seconds(5) : std::chrono::seconds(0));
@@ -71,7 +72,7 @@ Run::Run(const TrainConfig& config, Mesh& mesh)
 
 /// Refuses ranks with other inputs, before anything is computed, and forms the groups.
 Mesh& Run::join_ranks() {
-  mesh_.enter("start");
+  mesh_.enter("comparing what ranks were started with");
   auto values = shared_values(config_, provenance_);
   values["data.eval"] = eval_data_ ? eval_data_->fingerprint() : "none";
   values["model.device"] = model_.device().is_cuda() ? "cuda" : "cpu";
@@ -91,6 +92,7 @@ Mesh& Run::join_ranks() {
 
 /// The leader reads; the others get what it found.
 void Run::resume() {
+  mesh_.enter("reading the newest checkpoint");
   std::vector<std::string> warnings;
   std::optional<TrainingState> saved;
   if (folder_) {

@@ -75,7 +75,7 @@ TEST_CASE("Of ranks that are lost the one is named that shows no life, with its 
   std::this_thread::sleep_for(60ms);
   one.reset();
   CHECK(zero->explain("connection closed", true).line ==
-        "rank 1 of 3 is gone since 'step 3: sequence 7' (killed? out of memory?); ranks 0 and 2 waited in 'step 3: "
+        "rank 1 of 3 gives no sign of life since 'step 3: sequence 7' (killed? out of memory?); ranks 0 and 2 are in 'step 3: "
         "sums over ranks' for 0 s");
 }
 
@@ -96,7 +96,7 @@ TEST_CASE("A rank that stays in one place for too long is told of, with all othe
   std::unique_lock lock(mutex);
   REQUIRE(called.wait_for(lock, 10s, [&] { return calls > 0; }));
   CHECK(one->explain("no step within 0 s", true).line ==
-        "no step within 0 s; ranks 0 and 2 waited in 'a' for 0 s; rank 1 waited in 'b' for 0 s");
+        "no step within 0 s; ranks 0 and 2 are in 'a' for 0 s; rank 1 is in 'b' for 0 s");
   CHECK(calls == 1);
 }
 

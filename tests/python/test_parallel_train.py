@@ -13,33 +13,11 @@ import pytest
 from safetensors.torch import load_file
 
 import ranks
+from ranks_program import ours, plain, spread  # noqa: F401 (spread: a fixture)
 from train_program import final_state, metrics, train  # noqa: F401 (train: a fixture)
 
 FOUR = "train.sequences_per_step=4"
 MODES = {"masks": [], "weights": ["train.mode=weights"], "both": ["train.mode=both", "optimizer.lr_weights=0.001"]}
-
-
-@pytest.fixture
-def spread(train, bin_folder, tmp_path):  # noqa: F811
-    """Runs prulong-train with ranks: spread(count, *overrides); options of torchrun and the exit status by keyword."""
-
-    def run(count, *overrides, code=0, options=()):
-        done = ranks.run(count, bin_folder / "prulong-train", tmp_path / "train.yaml", *overrides, options=options)
-        assert (done.returncode != 0) == (code != 0), done.stdout
-        return done.stdout
-
-    return run
-
-
-def ours(text):
-    """The lines that the program itself writes."""
-    return [line for line in text.splitlines() if line.startswith("prulong-train: ")]
-
-
-def plain(run):
-    """What must not depend on the number of ranks."""
-    own = ("step_s", "tokens_per_s", "tokens_per_s_per_rank", "ranks", "leader_bytes_sent")
-    return [{k: v for k, v in line.items() if k not in own} for line in metrics(run)]
 
 
 def assert_close(one, other, digits):
