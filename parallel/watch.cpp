@@ -115,7 +115,8 @@ std::string Watch::who_failed(const std::string& reason) {
             before[static_cast<size_t>(r)].place + "' (killed? out of memory?); ";
   }
   if (gone.empty()) text = reason + "; ";
-  for (const auto& [place, ranks] : places) text += list(ranks) + (ranks.size() == 1 ? " is" : " are") + " in '" + place + "; ";
+  for (const auto& [place, ranks] : places)
+    text += list(ranks) + (ranks.size() == 1 ? " is" : " are") + " in '" + place + "; ";
   return text.substr(0, text.size() - 2);
 }
 

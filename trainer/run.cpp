@@ -80,6 +80,7 @@ Mesh& Run::join_ranks() {
   check_same_on_all(mesh_.world(), values);
   const int64_t context = config_.parallel.context;
   mesh_.split(context == 0 ? plan_context(model_, config_, mesh_) : context);
+  if (mesh_.context().size() > 1) throw ConfigError("parallel.context: expected 1, ranks cannot share a sequence yet");
   if (mesh_.data().size() > config_.train.sequences_per_step) {
     throw ConfigError("train.sequences_per_step: expected a sequence for each of " +
                       std::to_string(mesh_.data().size()) + " ranks (" + std::to_string(mesh_.world().size()) +

@@ -10,6 +10,8 @@
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
 
+#include "model/open_model.h"
+#include "parallel/agreement.h"
 #include "tests/support/catch.h"
 
 using namespace prulong;
@@ -128,6 +130,56 @@ TEST_CASE("Long sums are the same bits on every rank", "[ranks]") {
   world.all_reduce(values);
   const at::Tensor all = world.all_gather(values);
   for (int64_t r = 0; r < world.size(); ++r) CHECK(at::equal(all[r], values));
+}
+
+TEST_CASE("What ranks settle", "[ranks]") {
+  const RankGroup& world = mesh().world();
+  const int64_t me = world.rank(), last = world.size() - 1;
+  CHECK_FALSE(any(world, false));
+  CHECK(any(world, me == last));
+  CHECK(largest(world, -me) == 0);
+  CHECK(largest(world, me) == last);
+  const auto texts = gather_texts(world, std::string(static_cast<size_t>(me), 'x'));  // the first is empty
+  for (int64_t r = 0; r <= last; ++r)
+    CHECK(texts.at(static_cast<size_t>(r)) == std::string(static_cast<size_t>(r), 'x'));
+  CHECK(first_text(world, "rank " + std::to_string(me)) == "rank 0");
+  TensorMap own;
+  if (me == 0) {
+    own = {{"a", at::arange(6, at::kDouble).view({2, 3}).t()},
+           {"b", at::zeros({}, at::kLong)},
+           {"c", at::zeros({0}, at::kHalf)}};
+  }
+  const TensorMap told = first_tensors(world, own);
+  REQUIRE(told.size() == 3);
+  CHECK(at::equal(told.at("a"), at::arange(6, at::kDouble).view({2, 3}).t()));
+  CHECK((told.at("b").dim() == 0 && told.at("c").scalar_type() == at::kHalf));
+}
+
+TEST_CASE("Ranks with other values are named by the first", "[ranks]") {
+  const RankGroup& world = mesh().world();
+  check_same_on_all(world, {{"key", "value"}});
+  const bool odd = world.rank() == world.size() - 1 && world.size() > 1;
+  const std::map<std::string, std::string> values = {{"a", "same"}, {"key", odd ? "other" : "value"}};
+  if (world.rank() == 0 && world.size() > 1) {
+    CHECK_THROWS_WITH(
+        check_same_on_all(world, values),
+        "rank " + std::to_string(world.size() - 1) +
+            " has key = 'other', this one has 'value'; start all ranks with the same configuration, model, "
+            "data and program");
+  } else {
+    check_same_on_all(world, values);
+  }
+}
+
+TEST_CASE("A process takes the GPU that its LOCAL_RANK names") {
+  Launch launch;
+  launch.size = 8;
+  launch.local_rank = 1;
+  CHECK(gpu_of(launch, 4) == 1);
+  launch.local_rank = 3;
+  CHECK_THROWS_WITH(gpu_of(launch, 2),
+                    "LOCAL_RANK 3: no GPU of that number, this machine has 2; start one process for each (torchrun "
+                    "--nproc-per-node), or model.device=cpu");
 }
 
 TEST_CASE("A context that does not divide the ranks is refused", "[ranks]") {

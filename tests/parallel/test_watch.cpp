@@ -75,7 +75,8 @@ TEST_CASE("Of ranks that are lost the one is named that shows no life, with its 
   std::this_thread::sleep_for(60ms);
   one.reset();
   CHECK(zero->explain("connection closed", true).line ==
-        "rank 1 of 3 gives no sign of life since 'step 3: sequence 7' (killed? out of memory?); ranks 0 and 2 are in 'step 3: "
+        "rank 1 of 3 gives no sign of life since 'step 3: sequence 7' (killed? out of memory?); ranks 0 and 2 are in "
+        "'step 3: "
         "sums over ranks' for 0 s");
 }
 

@@ -64,3 +64,34 @@ def test_a_folder_without_config_is_refused(bin_folder, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
     assert "models/Llama-3.1-8B-Instruct: no such folder" in done.stderr and done.stderr.count("\n") == 1
+
+
+def report(bin_folder, folder, *arguments, code=0):
+    command = [bin_folder / "prulong-train", CONFIG, *arguments, "--memory"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def test_of_one_of_several_ranks(bin_folder, tmp_path):
+    name = "Llama-3.1-8B-Instruct"
+    MODELS[name].save_pretrained(tmp_path / "models" / name)
+
+    def gib(text, row):
+        line = next(line for line in text.splitlines() if line.startswith(row))
+        return [float(x) for x in line[32:].replace("GiB", "").split()]
+
+    alone = report(bin_folder, tmp_path)
+    data = report(bin_folder, tmp_path, "--ranks", "8")
+    assert "8 at a time: of one of 8 ranks" in data
+    assert gib(data, "in all") == gib(alone, "in all")  # each has whole sequences
+    shared = report(bin_folder, tmp_path, "parallel.context=4", "--ranks=8")
+    assert "2 at a time, each shared by 4: of one of 8 ranks" in shared
+    assert gib(shared, "weights") == gib(alone, "weights")
+    for quarter, whole in zip(gib(shared, "activations"), gib(alone, "activations")):
+        assert quarter == pytest.approx(whole / 4, abs=0.02)
+    assert gib(data, "with parallel.context=4") == gib(shared, "in all")
+    assert gib(report(bin_folder, tmp_path, "parallel.context=auto", "--ranks=8"), "in all") == gib(alone, "in all")
+    refused = report(bin_folder, tmp_path, "parallel.context=3", "--ranks=8", code=2)
+    assert "expected a divisor of the number of ranks, which is 8, found 3" in refused
+    assert "--ranks: expected at least 1, found 0" in report(bin_folder, tmp_path, "--ranks=0", code=2)

@@ -7,6 +7,8 @@ import math
 import os
 import socket
 import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ import ranks
 from ranks_program import ours, plain, spread  # noqa: F401 (spread: a fixture)
 from train_program import final_state, metrics, train  # noqa: F401 (train: a fixture)
 
+ROOT = Path(__file__).resolve().parents[2]
 FOUR = "train.sequences_per_step=4"
 MODES = {"masks": [], "weights": ["train.mode=weights"], "both": ["train.mode=both", "optimizer.lr_weights=0.001"]}
 
@@ -211,3 +214,27 @@ def test_the_reason_lies_where_torchrun_looks(train, bin_folder, tmp_path):  # n
                    env=dict(os.environ, TORCHELASTIC_ERROR_FILE=str(reason)))
     written = json.loads(reason.read_text())["message"]
     assert "train.steps: expected an integer" in written["message"] and int(written["extraInfo"]["timestamp"]) > 0
+
+
+def test_the_slurm_script(train, bin_folder, tmp_path):  # noqa: F811
+    """On one machine, with Slurm's two commands played."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name, body in (("scontrol", "echo localhost; echo other"), ("srun", 'exec "$@"')):
+        (tools / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tools / name).chmod(0o755)
+    checkout = tmp_path / "checkout"
+    (checkout / "build/cpu").mkdir(parents=True)
+    (checkout / "build/cpu/bin").symlink_to(bin_folder)
+    (checkout / ".venv/bin").mkdir(parents=True)
+    (checkout / ".venv/bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (checkout / ".venv/bin/python").chmod(0o755)
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    slurm = dict(SLURM_JOB_NODELIST="machine[1-2]", SLURM_JOB_NUM_NODES="1", SLURM_GPUS_ON_NODE="2", SLURM_JOB_ID="7",
+                 PRULONG_PORT=str(port))
+    done = subprocess.run([ROOT / "configs/slurm.sh", tmp_path / "train.yaml", "train.steps=2"], cwd=checkout, text=True,
+                          env=ranks.environment() | slurm | {"PATH": f"{tools}:{os.environ['PATH']}"},
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=100)
+    assert done.returncode == 0 and "2 ranks: 2 with sequences of their own" in done.stdout, done.stdout
