@@ -13,6 +13,7 @@
 #include "common/provenance.h"
 #include "eval/advice.h"
 #include "model/open_model.h"
+#include "parallel/agreement.h"
 #include "trainer/data/open_source.h"
 
 namespace prulong {
@@ -124,12 +125,17 @@ Comparison compare(const EvalConfig& config, const std::function<void(const std:
   const Llama model = open_model(config.model, mesh.launch());
   if (const auto note = dtype_note(config.model, model)) say(*note);
   const auto source = open_sources(config.data, config.seq_len, 0, true, model.config().vocab_size);
+  std::map<std::string, std::string> inputs = {{"model", model_fingerprint(config.model.path)},
+                                               {"model.dtype", dtype_name(model.dtype())},
+                                               {"data", source->fingerprint()},
+                                               {"sequences", std::to_string(config.sequences)}};
   std::vector<Method> methods;
   std::set<std::pair<int64_t, int64_t>> windows;  // sink and window of local heads
   for (const MethodOptions& options : config.methods) {
     Method& method = methods.emplace_back();
     const auto patterns = patterns_of(options, config, model.config().shape());
     for (const Pattern& pattern : patterns) {
+      inputs["methods." + std::to_string(methods.size() - 1)] += mask_fingerprint(pattern.mask) + " ";
       // Full attention needs no mask arithmetic at all: the plain path is the baseline.
       method.mask.push_back(options.type == MethodType::kFull
                                 ? HeadMask{}
@@ -151,6 +157,7 @@ Comparison compare(const EvalConfig& config, const std::function<void(const std:
       if (said.insert(advice).second) say("warning: " + advice);
     }
   }
+  check_same_on_all(mesh.world(), inputs);
   for (Method& method : methods) {
     say("measuring: " + method.row.label);
     for (const HeadMask& mask : method.mask) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // prulong-eval CONFIG.yaml [key.path=value ...]
+#include <chrono>
 #include <cstdio>
 #include <filesystem>
 #include <string>
@@ -10,6 +11,7 @@
 #include "eval/compare.h"
 #include "eval/eval_config.h"
 #include "eval/input_files.h"
+#include "parallel/mesh.h"
 
 namespace {
 
@@ -20,6 +22,8 @@ const prulong::ConfigProgram kProgram = {
     "done",
     {}};
 
+constexpr std::chrono::minutes kTimeout{30};  // for a sequence, of several ranks
+
 void run(const prulong::ConfigCommand& command) {
   const auto config = prulong::load_eval_config(command.path, command.overrides);
   if (!config.out.empty() && !std::filesystem::is_directory(std::filesystem::absolute(config.out).parent_path())) {
@@ -29,10 +33,16 @@ void run(const prulong::ConfigCommand& command) {
     throw prulong::Error(config.out + ": a folder; name a file for out");
   }
   prulong::refuse_inputs("out", {config.out}, prulong::files_of(config, command.path));
-  const auto comparison =
-      prulong::compare(config, [](const std::string& message) { std::fprintf(stderr, "%s\n", message.c_str()); });
-  if (!config.out.empty()) prulong::write_file_atomically(config.out, prulong::comparison_json(config, comparison));
-  std::fputs(prulong::comparison_table(comparison.rows).c_str(), stdout);
+  prulong::Mesh mesh(prulong::read_launch().value_or(prulong::Launch{}), kTimeout);
+  mesh.run(kProgram.name, [&] {
+    const auto say = [&](const std::string& message) {
+      if (mesh.leader()) std::fprintf(stderr, "%s\n", message.c_str());
+    };
+    const auto comparison = prulong::compare(config, say, mesh);
+    if (!mesh.leader()) return;
+    if (!config.out.empty()) prulong::write_file_atomically(config.out, prulong::comparison_json(config, comparison));
+    std::fputs(prulong::comparison_table(comparison.rows).c_str(), stdout);
+  });
 }
 
 }  // namespace

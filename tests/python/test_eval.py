@@ -8,6 +8,7 @@ import subprocess
 import pytest
 import yaml
 
+import ranks
 from prulong import ModelShape, Pattern
 from tiny_world import KV_HEADS, LAYERS, tiny_model
 
@@ -31,11 +32,12 @@ methods:
 out: {tmp_path}/results.json
 """)
 
-    def run(*overrides, methods=None, code=0, command=config):
+    def run(*overrides, methods=None, code=0, command=config, count=1):
         if methods:
             overrides = (*overrides, f"methods={json.dumps(methods)}")
         (tmp_path / "results.json").unlink(missing_ok=True)
-        result = subprocess.run([bin_folder / "prulong-eval", command, *overrides], capture_output=True, text=True,
+        program = [bin_folder / "prulong-eval", command, *overrides]
+        result = subprocess.run(program if count == 1 else ranks.command(count, *program), capture_output=True, text=True,
                                 env=dict(os.environ, OMP_NUM_THREADS="1"), cwd=tmp_path)
         assert result.returncode == code, result.stdout + result.stderr
         if code != 0:
@@ -176,3 +178,11 @@ def test_help_and_version(bin_folder):
     assert run("--version").stdout.startswith("prulong ")
     result = run()
     assert result.returncode == 2 and "expected CONFIG.yaml" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_ranks_share_the_sequences(compare):
+    methods = [{"type": "full"}, {"type": "random", "sparsity": 0.5, "count": 2}]
+    alone, table = compare(methods=methods), compare.table
+    for count in (2, 4):  # one of four has nothing to do
+        assert compare(methods=methods, count=count) == alone
+        assert compare.table == table
