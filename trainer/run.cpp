@@ -48,7 +48,7 @@ std::unique_ptr<RunFolder> open_folder(const TrainConfig& config, const Mesh& me
   mesh.enter("opening model and data");
   if (!mesh.leader()) return nullptr;
   return std::make_unique<RunFolder>(config.run.dir, config.run.resume,
-                                     mesh.world().size() > 1 ? std::chrono::seconds(5) : std::chrono::seconds(0));
+                                     mesh.world().size() > 1 ? std::chrono::seconds(10) : std::chrono::seconds(0));
 }
 
 }  // namespace

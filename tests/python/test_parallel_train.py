@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """prulong-train with several ranks: data parallel. The same run as alone, and what is refused."""
 
+import fcntl
 import itertools
 import json
 import math
@@ -8,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +67,7 @@ def test_trained_weights_are_those_of_one_rank_to_rounding(mode, recompute, trai
         options.append(f"gates.pattern={tmp_path}/masks")
     train(*options, f"run.dir={tmp_path}/alone")
     spread(2, *options, f"run.dir={tmp_path}/2")
-    assert_close(tmp_path / "alone", tmp_path / "2", digits=5)
+    assert_close(tmp_path / "alone", tmp_path / "2", digits=6)
     one, two = (load_file(tmp_path / run / "model/model.safetensors") for run in ("alone", "2"))
     for name in one:
         # AdamW moves a weight by up to a rate a step, whatever its gradient's size: where that is rounding, so is the move.
@@ -167,6 +169,36 @@ def test_a_second_run_in_the_same_folder(train, spread, bin_folder, tmp_path):  
         first.communicate()
     assert ours(text) == [f"prulong-train: rank 0 of 2: {tmp_path}/run: another run is using this folder; wait for it; "
                           "choose another run.dir"]
+
+
+def test_a_predecessor_that_is_just_ending(train, bin_folder, tmp_path):  # noqa: F811
+    (tmp_path / "run").mkdir()
+    with open(tmp_path / "run/lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = ranks.start(2, bin_folder / "prulong-train", tmp_path / "train.yaml", "train.steps=2")
+        while len(ranks.workers(process)) < 2:
+            time.sleep(0.05)
+        time.sleep(2)
+        assert not (tmp_path / "run/metrics.jsonl").exists() and process.poll() is None
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "finished 2 steps" in text, text
+
+
+def test_two_machines(train, bin_folder, tmp_path):  # noqa: F811
+    """Two launchers that meet at an address, here on one machine."""
+    train(FOUR, f"run.dir={tmp_path}/alone")
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    options = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "test"]
+    launchers = [subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--no-python", "--nproc-per-node", "2",
+                                   *options, str(bin_folder / "prulong-train"), str(tmp_path / "train.yaml"), FOUR],
+                                  env=ranks.environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                 for _ in range(2)]
+    texts = [launcher.communicate(timeout=100)[0] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], texts
+    assert "4 ranks: 4 with sequences of their own" in "".join(texts)
+    assert plain(tmp_path / "alone") == plain(tmp_path / "run")
 
 
 def started_by_hand(bin_folder, tmp_path, **variables):
