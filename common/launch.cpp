@@ -51,7 +51,7 @@ std::optional<Launch> read_launch() {
   }
   launch.port = static_cast<uint16_t>(number_of("MASTER_PORT", 1, std::numeric_limits<uint16_t>::max()));
   launch.launcher_serves = text_of("TORCHELASTIC_USE_AGENT_STORE") == "True";
-  launch.attempt = text_of("TORCHELASTIC_RUN_ID") + "/" + text_of("TORCHELASTIC_RESTART_COUNT");
+  launch.run = text_of("TORCHELASTIC_RUN_ID");
   return launch;
 }
 

@@ -15,7 +15,7 @@ struct Launch {
   std::string address;                     ///< MASTER_ADDR
   uint16_t port = 0;                       ///< MASTER_PORT
   bool launcher_serves = false;  ///< the store at that address is torchrun's; else the first rank must open it
-  std::string attempt;           ///< differs between the runs and the restarts that may share a store
+  std::string run;               ///< TORCHELASTIC_RUN_ID
 };
 
 /// @returns nothing for a process that was started by itself: no WORLD_SIZE.

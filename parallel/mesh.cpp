@@ -9,6 +9,8 @@
 #include <cstdio>
 #include <mutex>
 #include <numeric>
+#include <random>
+#include <thread>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
@@ -56,7 +58,7 @@ StorePtr open_store(const Launch& launch, bool serve, std::chrono::milliseconds 
   options.timeout = timeout;
   const std::string port = std::to_string(launch.port);
   try {
-    return c10::make_intrusive<c10d::PrefixStore>("prulong/" + launch.attempt,
+    return c10::make_intrusive<c10d::PrefixStore>("prulong/" + launch.run,
                                                   c10::make_intrusive<c10d::TCPStore>(launch.address, options));
   } catch (const std::exception& error) {
     const std::string what = first_line(error);
@@ -81,25 +83,80 @@ class StoreBoard : public Board {
   StorePtr store_;
 };
 
-std::string names_of_missing(c10d::Store& store, const std::vector<std::string>& keys) {
-  std::string missing;
-  for (size_t r = 0; r < keys.size(); ++r) {
-    if (!store.check({keys[r]})) missing += (missing.empty() ? "rank " : ", rank ") + std::to_string(r);
+/// How ranks meet on a store that may hold what earlier ones left there: launchers keep it over restarts, and count
+/// these differently. Each says hello with a number of its own until the first rank welcomes it to a generation; once
+/// all have joined that, it may go on.
+class Meeting {
+ public:
+  Meeting(c10d::Store& store, const Launch& launch) : store_(store), launch_(launch) {
+    std::random_device random;
+    own_ = std::to_string((uint64_t{random()} << 32) | random());
   }
-  return missing;
-}
 
-void meet(c10d::Store& store, const Launch& launch, std::chrono::milliseconds timeout) {
-  std::vector<std::string> keys;
-  for (int64_t r = 0; r < launch.size; ++r) keys.push_back("here/" + std::to_string(r));
+  /// @returns the generation, under whose name nobody has left anything.
+  /// @throws RankError naming those that have not come.
+  std::string meet(std::chrono::milliseconds timeout) {
+    const auto end = std::chrono::steady_clock::now() + timeout;
+    if (launch_.rank != 0) store_.set(hello(launch_.rank), own_);
+    while (!(launch_.rank == 0 ? gather() : join())) {
+      if (std::chrono::steady_clock::now() > end) {
+        throw RankError("rank " + std::to_string(launch_.rank) + " waited " + std::to_string(timeout.count() / 1000) +
+                        " s for " + missing() +
+                        " to start; see what those say, or give them more time by parallel.timeout");
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+    return generation_;
+  }
+
+ private:
+  static std::string hello(int64_t rank) { return "hello/" + std::to_string(rank); }
+  static std::string welcome(int64_t rank, const std::string& number) {
+    return "welcome/" + std::to_string(rank) + "/" + number;
+  }
+  std::string joined(int64_t rank) const { return generation_ + "/joined/" + std::to_string(rank); }
+
+  bool gather() {
+    generation_ = own_;
+    bool all = true;
+    for (int64_t r = 1; r < launch_.size; ++r) {
+      if (store_.check({hello(r)})) store_.set(welcome(r, store_.get_to_str(hello(r))), generation_);
+      all = all && store_.check({joined(r)});
+    }
+    if (all) store_.set(generation_ + "/complete", std::string("1"));
+    return all;
+  }
+
+  bool join() {
+    const std::string key = welcome(launch_.rank, own_);
+    if (!store_.check({key})) return false;
+    generation_ = store_.get_to_str(key);  // a first rank that was ended meanwhile may have been before another
+    store_.set(joined(launch_.rank), std::string("1"));
+    return store_.check({generation_ + "/complete"});
+  }
+
+  std::string missing() {
+    if (generation_.empty()) return "rank 0";
+    std::string names;
+    for (int64_t r = 1; r < launch_.size; ++r) {
+      if (!store_.check({joined(r)})) names += (names.empty() ? "rank " : ", rank ") + std::to_string(r);
+    }
+    return names.empty() ? "rank 0" : names;
+  }
+
+  c10d::Store& store_;
+  const Launch& launch_;
+  std::string own_, generation_;
+};
+
+/// @throws RankError as Meeting::meet, and where the store is lost.
+std::string meet(c10d::Store& store, const Launch& launch, std::chrono::milliseconds timeout) {
   try {
-    store.set(keys.at(static_cast<size_t>(launch.rank)), std::string("1"));
-    store.wait(keys, timeout);
+    return Meeting(store, launch).meet(timeout);
+  } catch (const RankError&) {
+    throw;
   } catch (const std::exception& error) {
-    const std::string missing = names_of_missing(store, keys);
-    throw RankError("rank " + std::to_string(launch.rank) + " waited " + std::to_string(timeout.count() / 1000) +
-                    " s for " + (missing.empty() ? "the others: " + first_line(error) : missing) +
-                    " to start; see what those say, or give them more time by parallel.timeout");
+    throw RankError("rank " + std::to_string(launch.rank) + " lost the others at the start: " + first_line(error));
   }
 }
 
@@ -223,7 +280,11 @@ Mesh::Mesh(const Launch& launch, std::chrono::milliseconds timeout) : Mesh() {
   const SignalsBlocked blocked;
   const bool serve = launch.rank == 0 && !launch.launcher_serves;
   store_ = std::make_unique<Store>(open_store(launch, serve, timeout));
-  meet(*store_->store, launch, timeout);
+  const std::string generation = meet(*store_->store, launch, timeout);
+  const auto of_generation = [&](const StorePtr& store) {
+    return c10::make_intrusive<c10d::PrefixStore>(generation, store);
+  };
+  store_->store = of_generation(store_->store);
   world_ = data_ = connect("world", launch.rank, launch.size);
   // A connection of its own: the first may be waiting while a rank shows that it lives.
   watch_ = std::make_unique<Watch>(

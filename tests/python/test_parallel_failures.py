@@ -4,6 +4,9 @@
 import os
 import random
 import signal
+import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -109,3 +112,28 @@ def test_a_rank_that_hangs_is_named_with_its_place(train, bin_folder, world, tmp
     assert line.startswith("prulong-train: no step within parallel.timeout, 4 s; ")
     assert "rank 0 is in 'comparing what ranks were started with' for " in line
     assert "rank 1 is in 'opening model and data' for " in line
+
+
+def test_a_rank_of_another_machine_is_killed(train, bin_folder, tmp_path):  # noqa: F811
+    """Two launchers that meet at an address, here on one machine: both start their ranks again."""
+    steps = [FOUR, "train.steps=30", "eval.every=0"]
+    train(*steps, f"run.dir={tmp_path}/whole")
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--no-python", "--nproc-per-node", "1", "--nnodes", "2",
+               "--max-restarts", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "test",
+               str(bin_folder / "prulong-train"), str(tmp_path / "train.yaml"), *steps]
+    launchers = [subprocess.Popen(command, env=ranks.environment(), text=True, stdout=subprocess.PIPE,
+                                  stderr=subprocess.STDOUT) for _ in range(2)]
+    try:
+        wait_for_step(launchers[0], tmp_path / "run", 5)
+        at = {rank: pid for launcher in launchers for rank, pid in ranks.workers(launcher).items()}
+        os.kill(at[1], signal.SIGKILL)
+        texts = [launcher.communicate(timeout=100)[0] for launcher in launchers]
+    finally:
+        for launcher in launchers:
+            launcher.kill()
+    assert [launcher.returncode for launcher in launchers] == [0, 0], texts
+    assert "going on after step" in "".join(texts)
+    same_result(tmp_path / "whole", tmp_path / "run")
