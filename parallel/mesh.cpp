@@ -288,7 +288,8 @@ Mesh::Mesh(const Launch& launch, std::chrono::milliseconds timeout) : Mesh() {
   world_ = data_ = connect("world", launch.rank, launch.size);
   // A connection of its own: the first may be waiting while a rank shows that it lives.
   watch_ = std::make_unique<Watch>(
-      std::make_unique<StoreBoard>(open_store(launch, false, timeout)), launch.rank, launch.size, timeout, kBeat,
+      std::make_unique<StoreBoard>(of_generation(open_store(launch, false, timeout))), launch.rank, launch.size,
+      timeout, kBeat,
       [this] { end("no step within parallel.timeout, " + std::to_string(timeout_.count() / 1000) + " s", true, 1); });
 }
 
