@@ -62,7 +62,7 @@ def times(process: subprocess.Popen, run: Path, a: argparse.Namespace) -> list[f
     _, text = process.communicate()
     if process.returncode != 0:
         sys.exit(f"bench_scaling.py: {text}")
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().rstrip("\n").split("\n")]
     return [line["step_s"] for line in lines if line["step"] > a.warm_up]
 
 
